@@ -1,0 +1,59 @@
+"""Start-up hook, run by the package's ``.pth`` file in every interpreter of its environment.
+
+It imports nothing but the standard library's import machinery, which is loaded already, and waits: when
+``anomalib.models`` has been imported, the plugin registers the package's models. ``ANOMALIB_MIXEDTEACHER_PLUGIN=0``
+in the environment switches it off.
+"""
+
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+TRIGGER = "anomalib.models"
+
+
+class _RegisteringLoader:
+    """The trigger's own loader, with the registration behind it."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        try:
+            from anomalib_mixedteacher import plugin
+
+            plugin.register()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, anomalib must import
+            import warnings
+
+            warnings.warn(f"anomalib-mixedteacher could not register its models: {error!r}", stacklevel=2)
+
+
+class _Finder:
+    """Finds the trigger as the import system would, and wraps its loader."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != TRIGGER:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)  # type: ignore[assignment]
+        return spec
+
+
+def install() -> None:
+    """Put the finder in front of the import system's, once."""
+    if not any(isinstance(finder, type) and finder.__name__ == _Finder.__name__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder)
+
+
+install()

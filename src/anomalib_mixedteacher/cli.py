@@ -1,0 +1,92 @@
+"""The package's own command: ``mixedteacher train|test|predict|export``.
+
+Same arguments and configuration files as anomalib's commands, with two differences: only the parser of the command at
+hand is built, and an error made by the user ends in its one sentence instead of a traceback.
+"""
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "Fit a model on good images, then test it.",
+    "test": "Test a checkpoint.",
+    "predict": "Predict an image or a folder with a checkpoint.",
+    "export": "Export a checkpoint to ONNX, OpenVINO or torch.",
+}
+USAGE = "usage: mixedteacher {train,test,predict,export} [options]\n\n{commands}\n\nmixedteacher COMMAND --help lists a command's options."
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        Exit status: 0, or 1 after an error that the user can mend, or 2 for a wrong command line.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in {"-h", "--help"}:
+        print(_usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from anomalib_mixedteacher import __version__
+
+        print(f"anomalib-mixedteacher {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"mixedteacher: unknown command {args[0]!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+
+    from anomalib_mixedteacher.errors import MixedTeacherError
+
+    try:
+        _run(args[0], _with_default_model(args))
+    except MixedTeacherError as error:
+        print(f"mixedteacher: {_sentence(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return USAGE.replace("{commands}", commands)
+
+
+def _with_default_model(args: list[str]) -> list[str]:
+    """Take MixedTeacher where neither a model nor a configuration file is named."""
+    named = {arg.split("=")[0] for arg in args}
+    return args if named & {"--model", "--config", "-c"} else [args[0], "--model", "MixedTeacher", *args[1:]]
+
+
+def _run(command: str, args: list[str]) -> None:
+    from anomalib.cli import AnomalibCLI
+    from anomalib.loggers import configure_logger
+
+    from anomalib_mixedteacher import plugin
+
+    class OneCommandCLI(AnomalibCLI):
+        """anomalib's command line, reduced to one command."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {name: skip for name, skip in AnomalibCLI.subcommands().items() if name == command}
+
+        @staticmethod
+        def anomalib_subcommands() -> dict[str, dict[str, str]]:
+            return {name: text for name, text in AnomalibCLI.anomalib_subcommands().items() if name == command}
+
+    plugin.register()
+    configure_logger()
+    OneCommandCLI(args)
+
+
+def _sentence(error: Exception) -> str:
+    """Take the message alone out of what a data-loader worker wraps in its traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ") if lines else repr(error)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Pre-processing that is the same in training, in prediction and in the exported graph."""
+
+from typing import Any
+
+import torch
+from anomalib.pre_processing import PreProcessor
+from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def default_transform(image_size: tuple[int, int]) -> Transform:
+    """Build the models' default transform: antialiased resize and ImageNet normalisation.
+
+    Args:
+        image_size: Height and width in pixels.
+    """
+    return Compose([Resize(image_size, antialias=True), Normalize(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))])
+
+
+class AntialiasedPreProcessor(PreProcessor):
+    """anomalib's pre-processor, whose exported graph keeps the antialiasing of its resize.
+
+    anomalib switches antialiasing off in the graph, since OpenVINO's resize ignores it; an image larger than the model's input
+    then gets another score from the exported model than from the trained one. Here the graph resizes by two matrix
+    products, which are exact.
+
+    Args:
+        transform: Transform for training and prediction.
+    """
+
+    def __init__(self, transform: Transform | None = None) -> None:
+        super().__init__(transform)
+        self.export_transform = _exportable(self.transform, self.export_transform)
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore the transform from a checkpoint."""
+        super().load_checkpoint_config(config)
+        self.export_transform = _exportable(self.transform, self.export_transform)
+
+
+class AntialiasedResize(nn.Module):
+    """Bilinear resize with antialiasing as ``Resize(size, antialias=True)`` does it, for exported graphs.
+
+    Args:
+        size: Height and width to resize to.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Resize images.
+
+        Args:
+            images: Floating-point images of shape ``(B, C, H, W)``.
+
+        Returns:
+            Images of shape ``(B, C, *size)``.
+        """
+        height, width = images.shape[-2:]
+        # Sizes known at export time (integers, not symbols) that need no resize leave nothing in the graph.
+        if isinstance(height, int) and isinstance(width, int) and (height, width) == tuple(self.size):
+            return images
+        rows = _interpolation_matrix(height, self.size[0], images)
+        columns = _interpolation_matrix(width, self.size[1], images)
+        return rows @ images @ columns.T
+
+
+def _interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch.Tensor:
+    """Build the ``(target, source)`` matrix of triangular weights, as wide as the scale when shrinking."""
+    positions = torch.arange(source, dtype=like.dtype, device=like.device) + 0.5
+    scale = (positions[-1] + 0.5) / target  # a tensor, since the size may be a symbol in the exported graph
+    centers = (torch.arange(target, dtype=like.dtype, device=like.device) + 0.5) * scale
+    weights = F.relu(1.0 - (positions[None, :] - centers[:, None]).abs() / scale.clamp(min=1.0))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _exportable(transform: Transform | None, export_transform: Any) -> Any:
+    """Replace antialiased resizes to a fixed size at the top level of the export transform."""
+    if not isinstance(transform, Compose) or not isinstance(export_transform, Compose):
+        return export_transform
+    steps = [
+        AntialiasedResize((step.size[0], step.size[1]))
+        if isinstance(step, Resize) and step.antialias and step.size is not None and len(step.size) == 2
+        else exported
+        for step, exported in zip(transform.transforms, export_transform.transforms, strict=True)
+    ]
+    return Compose(steps)

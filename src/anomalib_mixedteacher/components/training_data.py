@@ -1,0 +1,75 @@
+"""Checks at the start of training, and samples of the training images."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from anomalib_mixedteacher.errors import DataError
+
+MIN_SIDE = 32
+MIN_IMAGES = 2
+
+
+def check_training_data(dataset: Dataset) -> None:
+    """Read every training image once, so that a bad one is named before the first epoch and not within it.
+
+    Args:
+        dataset: An anomalib data set; one without a ``samples`` table is only counted.
+
+    Raises:
+        DataError: If there are fewer than two images, or one cannot be decoded or has a side below 32 pixels.
+    """
+    count = len(dataset)  # type: ignore[arg-type]
+    if count < MIN_IMAGES:
+        msg = (
+            f"{count} training image is too few to learn what varies between good images: give at least {MIN_IMAGES}, "
+            "better 50, or hold fewer back for validation."
+        )
+        raise DataError(msg)
+    samples = getattr(dataset, "samples", None)
+    if samples is not None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(check_image, samples.image_path))
+
+
+def check_image(path: str | Path) -> None:
+    """Check that an image can be decoded and is large enough.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        DataError: If it cannot be decoded or has a side below 32 pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
+        msg = f"The image {path} cannot be decoded ({error}): replace it or take it out of the folder."
+        raise DataError(msg) from error
+    if min(size) < MIN_SIDE:
+        msg = f"The image {path} has {size[0]} x {size[1]} pixels; {MIN_SIDE} a side are needed: take it out."
+        raise DataError(msg)
+
+
+def sample_images(loader: DataLoader, count: int) -> Iterator[torch.Tensor]:
+    """Read images spread evenly over a loader's data set, the same on every process.
+
+    Args:
+        loader: Loader over an anomalib data set.
+        count: How many images at most.
+
+    Yields:
+        Batches of images of shape ``(B, 3, H, W)``.
+    """
+    dataset = loader.dataset
+    length = len(dataset)  # type: ignore[arg-type]
+    indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
+    for batch in DataLoader(Subset(dataset, indices), batch_size=loader.batch_size, collate_fn=loader.collate_fn):
+        yield batch.image

@@ -1,0 +1,24 @@
+"""Errors whose message is one sentence for the user, remedy included.
+
+The package's own command prints the message alone; library users can catch the base class.
+"""
+
+
+class MixedTeacherError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(MixedTeacherError, ValueError):
+    """An argument has a value the model cannot work with."""
+
+
+class DataError(MixedTeacherError, ValueError):
+    """A folder, an image or a mask is not what the data set needs."""
+
+
+class WeightsError(MixedTeacherError, RuntimeError):
+    """Teacher weights cannot be found, read or matched to the backbone."""
+
+
+class TeacherNotLoadedError(WeightsError):
+    """The model was used before its teachers received weights."""

@@ -1,0 +1,7 @@
+"""Models of the package, one folder each, laid out as anomalib's own."""
+
+import anomalib.models  # noqa: F401  (see components/__init__.py: the start-up hook must run before our imports)
+
+from .mixed_teacher import MixedTeacher
+
+__all__ = ["MixedTeacher"]

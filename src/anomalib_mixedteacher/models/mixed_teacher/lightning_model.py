@@ -1,0 +1,311 @@
+"""MixedTeacher for anomalib's Engine and command line."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from torch import nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics import MeanMetric
+
+from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
+from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
+from anomalib_mixedteacher.components.weights import fingerprint
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
+from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
+from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, StudentInit
+
+logger = logging.getLogger(__name__)
+
+ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
+LIGHTNING_FALLBACK_EPOCHS = 1000
+STATISTICS_IMAGES = 64  # enough: a statistic is a mean over all their positions
+
+
+class MixedTeacher(AnomalibModule):
+    """MixedTeacher: two frozen teachers distilled into two students on good images only.
+
+    Defaults are the paper's settings (Thomine et al. 2023, arXiv 2306.09859, and its official code) except where the
+    model's README says otherwise and shows the measurement.
+
+    Args:
+        teacher_weights: Where the teachers' weights come from when training starts: ``"imagenet"`` (timm's, from its
+            cache or the hub), ``"texture"`` (shipped with the package), ``"random"`` (tests and ablations), or a path
+            to a file or folder. A restored checkpoint holds its teachers and needs none of these.
+        student_init: ``"scratch"``, or ``"teacher"`` to start the EfficientNet student from its teacher's weights, as
+            the official code does.
+        fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"`` or ``"normalized_product"``.
+        resnet_layers: Stages of the ResNet-18 teacher; 1 is ``layer1`` (stride 4, pooled to 8).
+        efficientnet_layers: Stages of the EfficientNet-b0 teacher; 3 has stride 16, 4 has stride 32.
+        sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
+        learning_rate: Base of the one-cycle schedule.
+        max_learning_rate: Peak of the one-cycle schedule.
+        max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
+        early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
+            ``None`` never stops early. Without good validation images there is no early stopping.
+        freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on, as
+            the official code does.
+        pre_processor: anomalib pre-processor, or whether to use the default one (resize to 256 x 256 and ImageNet
+            normalisation).
+        post_processor: anomalib post-processor, or whether to use the default one.
+        evaluator: anomalib evaluator, or whether to use the default one.
+        visualizer: anomalib visualizer, or whether to use the default one.
+
+    Raises:
+        ConfigurationError: If an argument is not one of its choices.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_mixedteacher import MixedTeacher, SyntheticTextures
+        >>> model = MixedTeacher(teacher_weights="random")
+        >>> Engine(max_epochs=2).train(model=model, datamodule=SyntheticTextures())  # doctest: +SKIP
+    """
+
+    model: MixedTeacherModel
+    loss: MixedTeacherLoss
+
+    def __init__(
+        self,
+        teacher_weights: str = "imagenet",
+        student_init: StudentInit = "scratch",
+        fusion: Fusion = "product",
+        resnet_layers: Sequence[int] = (1, 2),
+        efficientnet_layers: Sequence[int] = (3, 4),
+        sigma: float = 4.0,
+        learning_rate: float = 4e-4,
+        max_learning_rate: float = 4e-3,
+        max_epochs: int = 100,
+        early_stopping_patience: int | None = 30,
+        freeze_bn_after_first_epoch: bool = False,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.teacher_weights = teacher_weights
+        self.learning_rate = learning_rate
+        self.max_learning_rate = max_learning_rate
+        self.max_epochs = max_epochs
+        self.early_stopping_patience = early_stopping_patience
+        self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
+
+        self.model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
+        self.loss = MixedTeacherLoss()
+        self._val_loss = MeanMetric()
+        self._statistics_step = -1
+
+    def setup(self, stage: str) -> None:
+        """Train for ``max_epochs`` where the trainer was given no number of epochs."""
+        fit_loop = self.trainer.fit_loop
+        if stage == "fit" and fit_loop.max_epochs == LIGHTNING_FALLBACK_EPOCHS and fit_loop.max_steps == -1:
+            logger.info("No trainer.max_epochs given: training for this model's %d epochs.", self.max_epochs)
+            fit_loop.max_epochs = self.max_epochs
+
+    def on_train_start(self) -> None:
+        """Check the training images, then load the teachers unless a checkpoint brought them."""
+        scheduler = self.lr_schedulers()
+        steps = int(self.trainer.estimated_stepping_batches)
+        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps != steps:
+            msg = (
+                f"The checkpoint's schedule has {scheduler.total_steps} steps, this run {steps}: resume with the same "
+                "data, batch size and trainer.max_epochs, or start without ckpt_path."
+            )
+            raise ConfigurationError(msg)
+        dataset = self.trainer.train_dataloader.dataset
+        check_training_data(dataset)
+        if self.model.teachers_loaded:
+            return
+        self.model.load_teachers(self.teacher_weights)
+        if self.teacher_weights == "random":
+            images = torch.cat(list(self._good_images()))
+            for teacher in self.model.teachers.values():
+                teacher.set_normalization_statistics(images)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze batch normalisation where asked for."""
+        if self.freeze_bn_after_first_epoch and self.current_epoch > 0:
+            for module in self.model.students.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Compute both students' losses; the optimiser steps on their sum.
+
+        Args:
+            batch: Good images.
+            args: Unused.
+            kwargs: Unused.
+
+        Returns:
+            Dictionary with the scalar ``loss``.
+        """
+        del args, kwargs
+        losses = self.loss(*self.model(batch.image))
+        loss = torch.stack(list(losses.values())).sum()
+        parts = {f"train_loss_{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        return {"loss": loss}
+
+    def on_train_epoch_end(self) -> None:
+        """Gather statistics of good images where no validation run has done so."""
+        if self._statistics_step != self.global_step:
+            self._update_good_statistics()
+
+    def on_validation_start(self) -> None:
+        """Gather statistics of good images first: the thresholds found in validation depend on them."""
+        if self.trainer.state.fn == "fit":
+            self._update_good_statistics()
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict, and gather the loss of the good images.
+
+        Args:
+            batch: Validation images.
+            args: Unused.
+            kwargs: Unused.
+
+        Returns:
+            The batch with predictions.
+        """
+        del args, kwargs
+        teacher, student = self.model.features(batch.image)
+        loss = torch.stack(list(self.loss.per_image(teacher, student).values())).sum(dim=0)
+        good = batch.gt_label == 0
+        self._val_loss.update(loss, weight=good.to(loss.dtype))
+        return batch.update(**self.model.predict(teacher, student, batch.image.shape[-2:])._asdict())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss of the good validation images, if there were any."""
+        loss = self._val_loss.compute()
+        if not loss.isnan():
+            self.log("val_loss", loss, prog_bar=True)
+        self._val_loss.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Configure Adam with a one-cycle schedule over the trainer's real number of steps.
+
+        Returns:
+            One optimiser for both students and its schedule, stepped with every batch.
+
+        Raises:
+            ConfigurationError: If the number of steps is unlimited.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            msg = "The one-cycle schedule needs an end: give trainer.max_epochs or trainer.max_steps."
+            raise ConfigurationError(msg)
+        optimizer = Adam(self.model.students.parameters(), lr=self.learning_rate)
+        scheduler = OneCycleLR(optimizer, max_lr=self.max_learning_rate, total_steps=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Add early stopping on the good validation images' loss to anomalib's callbacks."""
+        callbacks = list(super().configure_callbacks())
+        if self.early_stopping_patience is not None:
+            # not strict: without good validation images there is no such loss
+            patience = self.early_stopping_patience
+            callbacks.append(EarlyStopping("val_loss", patience=patience, mode="min", strict=False))
+        return callbacks
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Configure resize and ImageNet normalisation, equal in training and in the exported graph.
+
+        Args:
+            image_size: Height and width of the model's input; 256 x 256 by default.
+
+        Returns:
+            The pre-processor.
+        """
+        return AntialiasedPreProcessor(default_transform(image_size or (256, 256)))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Configure anomalib's own post-processor."""
+        return PostProcessor()
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments the trainer needs: no validation before the teachers are loaded."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """The model learns from good images only."""
+        return LearningType.ONE_CLASS
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record which teacher weights the checkpoint holds."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["anomalib_mixedteacher"] = {
+            "version": __version__,
+            "teacher_weights": self.teacher_weights,
+            "fingerprints": {t.backbone: fingerprint(t.extractor.net.state_dict()) for t in self.model.teachers.values()},
+        }
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export to ONNX; see anomalib's ``ExportMixin.to_onnx``.
+
+        Without ``input_size`` batch, height and width are dynamic. Where the pre-processor resizes, any size goes;
+        where it does not, sides are multiples of 32 from 64 on.
+
+        Args:
+            export_root: Folder for the model.
+            model_file_name: Name of the file without its suffix.
+            input_size: Height and width of the input, for a graph of fixed size.
+            kwargs: Passed to ``torch.onnx.export``.
+
+        Returns:
+            Path of the model.
+
+        Raises:
+            TeacherNotLoadedError: If the model was not trained.
+        """
+        kwargs.setdefault("opset_version", ONNX_OPSET)
+        if input_size is None and self.input_size is None and not {"dynamic_axes", "dynamic_shapes"} & kwargs.keys():
+            height, width = (32 * torch.export.Dim(name, min=2) for name in ("height_by_32", "width_by_32"))
+            kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
+        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def _good_images(self) -> list[torch.Tensor]:
+        transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
+        batches = sample_images(self.trainer.train_dataloader, STATISTICS_IMAGES)
+        return [transform(b.to(self.device)) if transform else b.to(self.device) for b in batches]
+
+    @torch.no_grad()
+    def _update_good_statistics(self) -> None:
+        if not self.model.anomaly_map_generator.needs_good_statistics:
+            return
+        training = [m for m in self.model.students.modules() if m.training]
+        self.model.students.eval()
+        features = (self.model.features(images) for images in self._good_images())
+        self.model.anomaly_map_generator.set_good_statistics(features)
+        for module in training:
+            module.training = True
+        self._statistics_step = self.global_step

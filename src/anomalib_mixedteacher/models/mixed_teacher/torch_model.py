@@ -1,0 +1,183 @@
+"""Networks of MixedTeacher: two frozen teachers and their students."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from anomalib_mixedteacher.components import FeatureExtractor, Teacher, initialize_weights
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
+
+StudentInit = Literal["scratch", "teacher"]
+
+MIN_SIDE = 32  # EfficientNet's deepest stride: below it a map would have no position of its own
+
+
+class ReducedResNet(nn.Module):
+    """The paper's reduced residual student: one basic block per stage, each with stride 2.
+
+    Its maps have the size and the channels of a ResNet-18 teacher's maps pooled 2 x 2: stride 8 and 64 channels for
+    stage 1, stride 16 and 128 channels for stage 2, and so on.
+
+    Args:
+        out_indices: Stages to return, 1 to 4.
+    """
+
+    def __init__(self, out_indices: Sequence[int] = (1, 2)) -> None:
+        super().__init__()
+        self.out_indices = tuple(out_indices)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+        )
+        self.stages = nn.ModuleList()
+        channels = 64
+        for stage in range(max(self.out_indices)):
+            width = 64 * 2**stage
+            shortcut = nn.Sequential(nn.Conv2d(channels, width, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(width))
+            self.stages.append(BasicBlock(channels, width, stride=2, downsample=shortcut))
+            channels = width
+        initialize_weights(self)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Compute feature maps.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            Maps of shape ``(B, 64 * 2 ** (i - 1), H / 2 ** (i + 2), W / 2 ** (i + 2))`` for each stage ``i``.
+        """
+        maps = []
+        x = self.stem(images)
+        for index, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if index in self.out_indices:
+                maps.append(x)
+        return maps
+
+
+class MixedTeacherModel(nn.Module):
+    """Two frozen teachers, their students and the anomaly map between them.
+
+    Args:
+        resnet_layers: Stages of the ResNet-18 teacher (1 is ``layer1``), 1 to 4.
+        efficientnet_layers: Stages of the EfficientNet-b0 teacher; 3 is stride 16 with 112 channels, 4 is stride 32
+            with 320 channels.
+        student_init: ``"scratch"`` initialises both students at random; ``"teacher"`` starts the EfficientNet student
+            from its teacher's weights, as the official code does. The reduced student has no counterpart of its
+            own shape and always starts at random.
+        fusion: See :class:`AnomalyMapGenerator`.
+        sigma: See :class:`AnomalyMapGenerator`.
+
+    Raises:
+        ConfigurationError: If an argument is not one of its choices.
+    """
+
+    def __init__(
+        self,
+        resnet_layers: Sequence[int] = (1, 2),
+        efficientnet_layers: Sequence[int] = (3, 4),
+        student_init: StudentInit = "scratch",
+        fusion: Fusion = "product",
+        sigma: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if student_init not in get_args(StudentInit):
+            msg = f"Unknown student_init {student_init!r}; choose one of {', '.join(get_args(StudentInit))}."
+            raise ConfigurationError(msg)
+        if not resnet_layers or not set(resnet_layers) <= {1, 2, 3, 4}:
+            msg = f"resnet_layers={list(resnet_layers)} must be one or more of 1, 2, 3, 4 (layer1 to layer4)."
+            raise ConfigurationError(msg)
+        if not efficientnet_layers or not set(efficientnet_layers) <= {0, 1, 2, 3, 4}:
+            msg = f"efficientnet_layers={list(efficientnet_layers)} must be one or more of 0, 1, 2, 3, 4 (stride 2 to 32)."
+            raise ConfigurationError(msg)
+        resnet_layers, efficientnet_layers = sorted(resnet_layers), sorted(efficientnet_layers)
+        self.student_init = student_init
+        self.teachers = nn.ModuleDict({
+            "resnet": Teacher("resnet18", resnet_layers, pool=True),
+            "efficientnet": Teacher("efficientnet_b0", efficientnet_layers),
+        })
+        self.students = nn.ModuleDict({
+            "resnet": ReducedResNet(resnet_layers),
+            "efficientnet": FeatureExtractor("efficientnet_b0", efficientnet_layers),
+        })
+        self.anomaly_map_generator = AnomalyMapGenerator(fusion, sigma)
+
+    @property
+    def teachers_loaded(self) -> bool:
+        """Whether both teachers have weights."""
+        return all(teacher.loaded for teacher in self.teachers.values())
+
+    def load_teachers(self, source: str) -> None:
+        """Load both teachers' weights, and start the students from them where ``student_init`` says so.
+
+        Args:
+            source: See :meth:`~anomalib_mixedteacher.components.Teacher.load`.
+
+        Raises:
+            WeightsError: If weights cannot be found, read or matched.
+        """
+        for teacher in self.teachers.values():
+            teacher.load(source)
+        if self.student_init == "teacher":
+            teacher = self.teachers["efficientnet"]
+            self.students["efficientnet"].load_state_dict(teacher.extractor.state_dict())
+
+    def features(self, images: torch.Tensor) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]]:
+        """Compute the teachers' and the students' feature maps.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``, sides of 32 pixels or more. Sides that are no
+                multiple of 32 are allowed: maps then have their sides rounded up.
+
+        Returns:
+            Feature maps by teacher name, of the teachers and of the students, with equal shapes.
+
+        Raises:
+            ConfigurationError: If a side is below 32 pixels.
+            TeacherNotLoadedError: If the teachers have no weights yet.
+        """
+        if not torch.compiler.is_compiling() and min(images.shape[-2:]) < MIN_SIDE:
+            msg = f"Images of {tuple(images.shape[-2:])} pixels reach the model, which needs {MIN_SIDE} or more a side: enlarge them in the pre-processor."
+            raise ConfigurationError(msg)
+        teacher = {name: module(images) for name, module in self.teachers.items()}
+        student = {name: module(images) for name, module in self.students.items()}
+        return teacher, student
+
+    def forward(
+        self, images: torch.Tensor
+    ) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]] | InferenceBatch:
+        """Compute features in training mode, predictions in evaluation mode.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``; see :meth:`features`.
+
+        Returns:
+            In training mode what :meth:`features` returns. In evaluation mode an ``InferenceBatch`` with
+            ``anomaly_map`` of shape ``(B, 1, H, W)`` and ``pred_score`` of shape ``(B, 1)``, the map's maximum.
+        """
+        teacher, student = self.features(images)
+        if self.training:
+            return teacher, student
+        return self.predict(teacher, student, images.shape[-2:])
+
+    def predict(self, teacher: dict[str, list[torch.Tensor]], student: dict[str, list[torch.Tensor]], image_size: tuple[int, int]) -> InferenceBatch:
+        """Compute predictions from features.
+
+        Args:
+            teacher: The teachers' feature maps, as :meth:`features` returns them.
+            student: The students' feature maps.
+            image_size: Height and width of the anomaly map.
+
+        Returns:
+            Anomaly map of shape ``(B, 1, *image_size)`` and score of shape ``(B, 1)``.
+        """
+        anomaly_map = self.anomaly_map_generator(teacher, student, image_size)
+        return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(-2, -1)))
