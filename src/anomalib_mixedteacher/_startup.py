@@ -31,7 +31,7 @@ class _RegisteringLoader:
             from anomalib_mixedteacher import plugin
 
             plugin.register()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, anomalib must import
+        except Exception as error:
             import warnings
 
             warnings.warn(f"anomalib-mixedteacher could not register its models: {error!r}", stacklevel=2)

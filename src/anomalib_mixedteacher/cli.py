@@ -13,7 +13,11 @@ COMMANDS = {
     "predict": "Predict an image or a folder with a checkpoint.",
     "export": "Export a checkpoint to ONNX, OpenVINO or torch.",
 }
-USAGE = "usage: mixedteacher {train,test,predict,export} [options]\n\n{commands}\n\nmixedteacher COMMAND --help lists a command's options."
+USAGE = """usage: mixedteacher {train,test,predict,export} [options]
+
+{commands}
+
+mixedteacher COMMAND --help lists a command's options."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -5,25 +5,33 @@ subclasses of ``AnomalibModule``, ``class_path`` at the attributes of ``anomalib
 modules, and the command line at the classes that were imported.
 """
 
+import sys
 from importlib import import_module
 
-MODELS = ("MixedTeacher",)
-DATAMODULES = ("MagneticTile", "SyntheticTextures")
+# Name -> defining module. Not the packages that re-export the names: the hook may run while these are being imported.
+MODELS = {"MixedTeacher": "models.mixed_teacher.lightning_model"}
+DATAMODULES = {"MagneticTile": "data.magnetic_tile", "SyntheticTextures": "data.synthetic_textures"}
 
 
 def register() -> None:
     """Make the package's models and datamodules known to anomalib. Calling it again changes nothing."""
     # import_module, since the hook runs before Python makes the module an attribute of its parent
-    theirs = import_module("anomalib.models")
-    if hasattr(theirs, MODELS[-1]):
-        return
+    anomalib_models, anomalib_data = import_module("anomalib.models"), import_module("anomalib.data")
     package = __package__ or "anomalib_mixedteacher"
-    theirs.ALLOWED_MODULES.update({package, f"{package}.models"})
-    ours = import_module(f"{package}.models")
-    for name in MODELS:
-        setattr(theirs, name, getattr(ours, name))
-        theirs.__all__.append(name)
+    anomalib_models.ALLOWED_MODULES.update({package, f"{package}.models"})
+    for name, module in MODELS.items():
+        setattr(anomalib_models, name, getattr(import_module(f"{package}.{module}"), name))
+        if name not in anomalib_models.__all__:
+            anomalib_models.__all__.append(name)
+    for name, module in DATAMODULES.items():
+        setattr(anomalib_data, name, getattr(import_module(f"{package}.{module}"), name))
+    _read_sixteen_bits()
 
-    anomalib_data, our_data = import_module("anomalib.data"), import_module(f"{package}.data")
-    for name in DATAMODULES:
-        setattr(anomalib_data, name, getattr(our_data, name))
+
+def _read_sixteen_bits() -> None:
+    """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white."""
+    ours = import_module(f"{__package__}.components.images").read_image
+    theirs = import_module("anomalib.data.utils.image").read_image
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "anomalib" and getattr(module, "read_image", None) is theirs:
+            module.read_image = ours  # type: ignore[attr-defined]

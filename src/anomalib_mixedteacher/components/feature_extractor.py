@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -60,18 +61,19 @@ class FeatureExtractor(nn.Module):
         except (AssertionError, IndexError) as error:
             msg = f"{backbone} has no stages {list(out_indices)}; choose stages from 0 to 4, shallow to deep."
             raise ConfigurationError(msg) from error
-        self.net = net.to_empty(device="cpu")
+        self.feature_info: Any = net.feature_info
+        self.net: nn.Module = net.to_empty(device="cpu")
         initialize_weights(self.net)
 
     @property
     def channels(self) -> list[int]:
         """Channels of each returned map."""
-        return list(self.net.feature_info.channels())
+        return list(self.feature_info.channels())
 
     @property
     def reduction(self) -> list[int]:
         """Stride of each returned map with respect to the image."""
-        return list(self.net.feature_info.reduction())
+        return list(self.feature_info.reduction())
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute feature maps, shallow to deep.

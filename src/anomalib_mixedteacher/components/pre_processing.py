@@ -24,9 +24,9 @@ def default_transform(image_size: tuple[int, int]) -> Transform:
 class AntialiasedPreProcessor(PreProcessor):
     """anomalib's pre-processor, whose exported graph keeps the antialiasing of its resize.
 
-    anomalib switches antialiasing off in the graph, since OpenVINO's resize ignores it; an image larger than the model's input
-    then gets another score from the exported model than from the trained one. Here the graph resizes by two matrix
-    products, which are exact.
+    anomalib switches antialiasing off in the graph, since OpenVINO's resize ignores it; an image larger than the
+    model's input then gets another score from the exported model than from the trained one. Here the graph resizes by
+    two matrix products, which are exact.
 
     Args:
         transform: Transform for training and prediction.

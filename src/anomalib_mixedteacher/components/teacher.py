@@ -57,25 +57,9 @@ class Teacher(nn.Module):
         self.extractor.net.load_state_dict(load_teacher_weights(self.backbone, source, self.extractor.net))
         self.loaded = True
 
-    @torch.no_grad()
     def set_normalization_statistics(self, images: torch.Tensor) -> None:
-        """Set the running statistics of every batch normalisation from images.
-
-        With random weights the signal otherwise grows or fades from layer to layer.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``.
-        """
-        norms = [m for m in self.extractor.modules() if isinstance(m, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
-            norm.reset_running_stats()
-            norm.training = True
-        self.extractor(images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.training = False
+        """Set the running statistics from images; see :func:`set_normalization_statistics`."""
+        set_normalization_statistics(self.extractor, images)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute teacher features.
@@ -101,6 +85,28 @@ class Teacher(nn.Module):
             # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size
             features = [F.avg_pool2d(feature, kernel_size=2, ceil_mode=True) for feature in features]
         return features
+
+
+@torch.no_grad()
+def set_normalization_statistics(net: nn.Module, images: torch.Tensor) -> None:
+    """Set the running statistics of every batch normalisation of a network from images.
+
+    With random weights the signal otherwise grows or fades from layer to layer.
+
+    Args:
+        net: Network in evaluation mode.
+        images: Normalised images of shape ``(B, 3, H, W)``.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
+        norm.reset_running_stats()
+        norm.training = True
+    net(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.training = False
 
 
 def _note_loaded(module: nn.Module, incompatible_keys: Any) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.components import gaussian_smoothing, normalized_distance
+from anomalib_mixedteacher.components.distance import normalized_distance
+from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
@@ -17,17 +18,20 @@ Fusion = Literal["product", "sum", "normalized_product"]
 class AnomalyMapGenerator(nn.Module):
     """Turn feature distances into one anomaly map.
 
-    A teacher's map is the sum of its layers' distance maps, each divided by its number of positions and upsampled
-    bilinearly to the image (as in the official code: deeper layers, with fewer positions, weigh more). Two maps
-    become one by ``fusion``:
+    A teacher's map is the sum of its layers' distance maps, upsampled bilinearly to the image. Two maps become one by
+    ``fusion``:
 
-    - ``"product"``, the official code's: ``m_1 * scope * m_2 / n``, where ``m_1`` is the shallow teacher's map,
-      ``m_2`` the deep one's, ``n`` the L2 norm of ``m_2`` along the height, column by column, and ``scope`` is
-      ``max(m_2) - min(m_2)``. The official code takes the scope over the batch; here it is taken per image, so that
-      a batch gives what its images give one by one.
+    - ``"product"``, the official code's: each layer's distances are divided by its number of positions, so deeper
+      layers weigh more; then ``m_1 * scope * m_2 / n``, where ``m_1`` is the ResNet's map, ``m_2`` the EfficientNet's,
+      ``n`` the L2 norm of ``m_2`` along the height, column by column, and ``scope`` is ``max(m_2) - min(m_2)``. The
+      official code takes the scope over the batch; here it is taken per image, so that a batch gives what its images
+      give one by one.
     - ``"sum"``: ``m_1 + m_2``.
     - ``"normalized_product"``: ``m_1 * m_2``, each divided by its mean on good images. On a good position a factor is
       about 1, so the fused map has the same scale for every data set and every training run.
+
+    The official code smooths along rows only, an effect of filtering a squeezed batch of one; here the Gaussian is
+    two-dimensional for every fusion.
 
     Args:
         fusion: How the two maps become one.
@@ -64,12 +68,11 @@ class AnomalyMapGenerator(nn.Module):
         """
         means = []
         for teacher, student in features:
-            size = max(maps[0].shape[-2:] for maps in teacher.values())
+            size = max((maps[0].shape[-2], maps[0].shape[-1]) for maps in teacher.values())
             means.append(torch.stack([m.mean(dim=(1, 2, 3)) for m in self.teacher_maps(teacher, student, size)], dim=1))
         self.good_mean.copy_(torch.cat(means).mean(dim=0))
 
-    @staticmethod
-    def teacher_maps(teacher: Features, student: Features, image_size: tuple[int, int]) -> list[torch.Tensor]:
+    def teacher_maps(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> list[torch.Tensor]:
         """Compute each teacher's unfused map.
 
         Args:
@@ -84,13 +87,15 @@ class AnomalyMapGenerator(nn.Module):
         for name, features in teacher.items():
             layers = []
             for t, s in zip(features, student[name], strict=True):
-                distance = normalized_distance(t, s).unsqueeze(1) / (t.shape[-2] * t.shape[-1])
+                distance = normalized_distance(t, s).unsqueeze(1)
+                if self.fusion == "product":
+                    distance = distance / (t.shape[-2] * t.shape[-1])
                 layers.append(F.interpolate(distance, size=image_size, mode="bilinear", align_corners=False))
             maps.append(torch.stack(layers).sum(dim=0))
         return maps
 
     def fuse(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Fuse the maps of the shallow and the deep teacher.
+        """Fuse the maps of the ResNet and the EfficientNet teacher.
 
         Args:
             maps: Two maps of shape ``(B, 1, H, W)``.
@@ -98,13 +103,13 @@ class AnomalyMapGenerator(nn.Module):
         Returns:
             Fused map of the same shape, not smoothed.
         """
-        shallow, deep = maps
+        resnet, efficientnet = maps
         if self.fusion == "product":
-            scope = deep.amax(dim=(-2, -1), keepdim=True) - deep.amin(dim=(-2, -1), keepdim=True)
-            return shallow * (scope * F.normalize(deep, dim=-2))
+            scope = efficientnet.amax(dim=(-2, -1), keepdim=True) - efficientnet.amin(dim=(-2, -1), keepdim=True)
+            return resnet * (scope * F.normalize(efficientnet, dim=-2))
         if self.fusion == "sum":
-            return shallow + deep
-        return (shallow / self.good_mean[0]) * (deep / self.good_mean[1])
+            return resnet + efficientnet
+        return (resnet / self.good_mean[0]) * (efficientnet / self.good_mean[1])
 
     def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the anomaly map.

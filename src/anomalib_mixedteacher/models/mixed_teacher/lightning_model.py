@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerC
 from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from anomalib_mixedteacher import __version__
@@ -82,7 +83,7 @@ class MixedTeacher(AnomalibModule):
         self,
         teacher_weights: str = "imagenet",
         student_init: StudentInit = "scratch",
-        fusion: Fusion = "product",
+        fusion: Fusion = "normalized_product",
         resnet_layers: Sequence[int] = (1, 2),
         efficientnet_layers: Sequence[int] = (3, 4),
         sigma: float = 4.0,
@@ -131,8 +132,7 @@ class MixedTeacher(AnomalibModule):
                 "data, batch size and trainer.max_epochs, or start without ckpt_path."
             )
             raise ConfigurationError(msg)
-        dataset = self.trainer.train_dataloader.dataset
-        check_training_data(dataset)
+        check_training_data(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         if self.model.teachers_loaded:
             return
         self.model.load_teachers(self.teacher_weights)
@@ -160,11 +160,12 @@ class MixedTeacher(AnomalibModule):
             Dictionary with the scalar ``loss``.
         """
         del args, kwargs
-        losses = self.loss(*self.model(batch.image))
+        images = cast("torch.Tensor", batch.image)
+        losses = self.loss(*self.model(images))
         loss = torch.stack(list(losses.values())).sum()
         parts = {f"train_loss_{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images))
         return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
@@ -189,11 +190,12 @@ class MixedTeacher(AnomalibModule):
             The batch with predictions.
         """
         del args, kwargs
-        teacher, student = self.model.features(batch.image)
+        images = cast("torch.Tensor", batch.image)
+        teacher, student = self.model.features(images)
         loss = torch.stack(list(self.loss.per_image(teacher, student).values())).sum(dim=0)
-        good = batch.gt_label == 0
+        good = torch.eq(cast("torch.Tensor", batch.gt_label), 0)
         self._val_loss.update(loss, weight=good.to(loss.dtype))
-        return batch.update(**self.model.predict(teacher, student, batch.image.shape[-2:])._asdict())
+        return batch.update(**self.model.predict(teacher, student, (images.shape[-2], images.shape[-1]))._asdict())
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss of the good validation images, if there were any."""
@@ -221,7 +223,7 @@ class MixedTeacher(AnomalibModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Add early stopping on the good validation images' loss to anomalib's callbacks."""
-        callbacks = list(super().configure_callbacks())
+        callbacks = list(cast("Sequence[Callback]", super().configure_callbacks()))
         if self.early_stopping_patience is not None:
             # not strict: without good validation images there is no such loss
             patience = self.early_stopping_patience
@@ -260,10 +262,12 @@ class MixedTeacher(AnomalibModule):
         checkpoint["anomalib_mixedteacher"] = {
             "version": __version__,
             "teacher_weights": self.teacher_weights,
-            "fingerprints": {t.backbone: fingerprint(t.extractor.net.state_dict()) for t in self.model.teachers.values()},
+            "fingerprints": {
+                t.backbone: fingerprint(t.extractor.net.state_dict()) for t in self.model.teachers.values()
+            },
         }
 
-    def to_onnx(
+    def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
         self,
         export_root: Path | str,
         model_file_name: str = "model",
@@ -295,7 +299,7 @@ class MixedTeacher(AnomalibModule):
 
     def _good_images(self) -> list[torch.Tensor]:
         transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
-        batches = sample_images(self.trainer.train_dataloader, STATISTICS_IMAGES)
+        batches = sample_images(cast("DataLoader", self.trainer.train_dataloader), STATISTICS_IMAGES)
         return [transform(b.to(self.device)) if transform else b.to(self.device) for b in batches]
 
     @torch.no_grad()

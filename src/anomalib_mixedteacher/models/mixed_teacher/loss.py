@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from anomalib_mixedteacher.components import normalized_distance
+from anomalib_mixedteacher.components.distance import normalized_distance
 
 Features = Mapping[str, Sequence[torch.Tensor]]
 

@@ -1,6 +1,6 @@
 """Networks of MixedTeacher: two frozen teachers and their students."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -8,9 +8,11 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from anomalib_mixedteacher.components import FeatureExtractor, Teacher, initialize_weights
+from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
+from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
 StudentInit = Literal["scratch", "teacher"]
 
@@ -40,7 +42,9 @@ class ReducedResNet(nn.Module):
         channels = 64
         for stage in range(max(self.out_indices)):
             width = 64 * 2**stage
-            shortcut = nn.Sequential(nn.Conv2d(channels, width, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(width))
+            shortcut = nn.Sequential(
+                nn.Conv2d(channels, width, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(width)
+            )
             self.stages.append(BasicBlock(channels, width, stride=2, downsample=shortcut))
             channels = width
         initialize_weights(self)
@@ -80,12 +84,14 @@ class MixedTeacherModel(nn.Module):
         ConfigurationError: If an argument is not one of its choices.
     """
 
+    teachers: Mapping[str, Teacher]
+
     def __init__(
         self,
         resnet_layers: Sequence[int] = (1, 2),
         efficientnet_layers: Sequence[int] = (3, 4),
         student_init: StudentInit = "scratch",
-        fusion: Fusion = "product",
+        fusion: Fusion = "normalized_product",
         sigma: float = 4.0,
     ) -> None:
         super().__init__()
@@ -96,18 +102,24 @@ class MixedTeacherModel(nn.Module):
             msg = f"resnet_layers={list(resnet_layers)} must be one or more of 1, 2, 3, 4 (layer1 to layer4)."
             raise ConfigurationError(msg)
         if not efficientnet_layers or not set(efficientnet_layers) <= {0, 1, 2, 3, 4}:
-            msg = f"efficientnet_layers={list(efficientnet_layers)} must be one or more of 0, 1, 2, 3, 4 (stride 2 to 32)."
+            choices = "0, 1, 2, 3, 4 (stride 2 to 32)"
+            msg = f"efficientnet_layers={list(efficientnet_layers)} must be one or more of {choices}."
             raise ConfigurationError(msg)
         resnet_layers, efficientnet_layers = sorted(resnet_layers), sorted(efficientnet_layers)
         self.student_init = student_init
-        self.teachers = nn.ModuleDict({
-            "resnet": Teacher("resnet18", resnet_layers, pool=True),
-            "efficientnet": Teacher("efficientnet_b0", efficientnet_layers),
-        })
-        self.students = nn.ModuleDict({
-            "resnet": ReducedResNet(resnet_layers),
-            "efficientnet": FeatureExtractor("efficientnet_b0", efficientnet_layers),
-        })
+        teachers = nn.ModuleDict(
+            {
+                "resnet": Teacher("resnet18", resnet_layers, pool=True),
+                "efficientnet": Teacher("efficientnet_b0", efficientnet_layers),
+            }
+        )
+        self.teachers = teachers  # type: ignore[assignment]  # the mapping that nn.ModuleDict is
+        self.students = nn.ModuleDict(
+            {
+                "resnet": ReducedResNet(resnet_layers),
+                "efficientnet": FeatureExtractor("efficientnet_b0", efficientnet_layers),
+            }
+        )
         self.anomaly_map_generator = AnomalyMapGenerator(fusion, sigma)
 
     @property
@@ -145,7 +157,11 @@ class MixedTeacherModel(nn.Module):
             TeacherNotLoadedError: If the teachers have no weights yet.
         """
         if not torch.compiler.is_compiling() and min(images.shape[-2:]) < MIN_SIDE:
-            msg = f"Images of {tuple(images.shape[-2:])} pixels reach the model, which needs {MIN_SIDE} or more a side: enlarge them in the pre-processor."
+            height, width = images.shape[-2:]
+            msg = (
+                f"Images of {height} x {width} pixels reach the model, which needs {MIN_SIDE} or more a side: enlarge "
+                "them in the pre-processor."
+            )
             raise ConfigurationError(msg)
         teacher = {name: module(images) for name, module in self.teachers.items()}
         student = {name: module(images) for name, module in self.students.items()}
@@ -166,9 +182,9 @@ class MixedTeacherModel(nn.Module):
         teacher, student = self.features(images)
         if self.training:
             return teacher, student
-        return self.predict(teacher, student, images.shape[-2:])
+        return self.predict(teacher, student, (images.shape[-2], images.shape[-1]))
 
-    def predict(self, teacher: dict[str, list[torch.Tensor]], student: dict[str, list[torch.Tensor]], image_size: tuple[int, int]) -> InferenceBatch:
+    def predict(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> InferenceBatch:
         """Compute predictions from features.
 
         Args:

@@ -1,0 +1,35 @@
+# Both targets bootstrap .venv from a bare Python >= 3.10 (tested versions: constraints.txt, Python 3.11).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Large blocks from the heap instead of fresh pages: CPU convolutions ran 1.8 to 3 times faster with it here.
+export MALLOC_MMAP_THRESHOLD_ = 4000000000
+export MALLOC_TRIM_THRESHOLD_ = 20000000000
+export MALLOC_TOP_PAD_ = 500000000
+
+.PHONY: demo test lint format clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m anomalib_mixedteacher.demo --output demo
+
+test: lint
+	$(BIN)/python -m pytest --durations=15
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): pyproject.toml constraints.txt src/anomalib_mixedteacher.pth
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo results build dist

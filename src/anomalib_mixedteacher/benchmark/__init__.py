@@ -1,0 +1,1 @@
+"""Accuracy of MixedTeacher and of anomalib's models, side by side on one split."""

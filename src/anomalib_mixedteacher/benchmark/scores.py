@@ -1,0 +1,77 @@
+"""AUROC from raw scores and maps.
+
+anomalib's evaluator sees scores after normalisation, which clamps them to [0, 1]: everything beyond the range seen in
+validation ties, and its AUROC depends on the validation set. Here scores are taken as the model gives them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.models import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from torchmetrics.functional.classification import binary_auroc
+
+
+@dataclass
+class Predictions:
+    """Raw predictions of a test set.
+
+    Attributes:
+        scores: Image scores, ``(N,)``.
+        maps: Anomaly maps, ``(N, H, W)``.
+        labels: 1 for anomalous images, ``(N,)``.
+        masks: 1 on defects, ``(N, H, W)``.
+        kinds: Name of each image's defect, ``"good"`` for none.
+    """
+
+    scores: torch.Tensor
+    maps: torch.Tensor
+    labels: torch.Tensor
+    masks: torch.Tensor
+    kinds: list[str]
+
+
+@torch.no_grad()
+def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Predictions:
+    """Predict a datamodule's test set.
+
+    Args:
+        model: A trained model.
+        datamodule: A datamodule that was set up, with masks.
+
+    Returns:
+        The raw predictions.
+    """
+    model.eval()
+    transform = model.pre_processor.transform if isinstance(model.pre_processor, PreProcessor) else None
+    scores, maps, labels, masks = [], [], [], []
+    for batch in datamodule.test_dataloader():
+        images, mask = (batch.image, batch.gt_mask) if transform is None else transform(batch.image, batch.gt_mask)
+        prediction = model.model(images.to(model.device))
+        scores.append(prediction.pred_score.flatten().cpu())
+        maps.append(prediction.anomaly_map.squeeze(1).cpu())
+        labels.append(batch.gt_label.int())
+        masks.append(mask.reshape(len(mask), *mask.shape[-2:]).int())
+    kinds = list(datamodule.test_data.samples.label)
+    return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
+
+
+def summarize(predictions: Predictions) -> dict[str, float]:
+    """Compute AUROC over images, over pixels, and over images for each kind of defect.
+
+    Args:
+        predictions: What :func:`predict` returned.
+
+    Returns:
+        ``image_AUROC``, ``pixel_AUROC`` and one entry per kind of defect, each in ``[0, 1]``.
+    """
+    p = predictions
+    result = {
+        "image_AUROC": binary_auroc(p.scores, p.labels).item(),
+        "pixel_AUROC": binary_auroc(p.maps.flatten(), p.masks.flatten()).item(),
+    }
+    for kind in sorted(set(p.kinds) - {"good"}):
+        chosen = torch.tensor([k in {"good", kind} for k in p.kinds])
+        result[kind] = binary_auroc(p.scores[chosen], p.labels[chosen]).item()
+    return result

@@ -1,0 +1,56 @@
+"""The feature distance, against numpy written from the formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_mixedteacher.components import normalized_distance
+
+
+@pytest.fixture
+def features() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(3, 5, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+def test_equals_formula(features):
+    t, s = (f.numpy() for f in features)
+    expected = np.empty((3, 4, 6))
+    for b, i, j in np.ndindex(3, 4, 6):
+        difference = t[b, :, i, j] / np.linalg.norm(t[b, :, i, j]) - s[b, :, i, j] / np.linalg.norm(s[b, :, i, j])
+        expected[b, i, j] = 0.5 * (difference**2).sum()
+    np.testing.assert_allclose(normalized_distance(*features).numpy(), expected, rtol=1e-12)
+
+
+def test_zero_for_equal_and_invariant_to_scale(features):
+    t, s = features
+    assert normalized_distance(t, t).abs().max() == 0
+    scales = torch.rand(3, 1, 4, 6, dtype=torch.float64) + 0.1
+    torch.testing.assert_close(normalized_distance(t * scales, s), normalized_distance(t, s), rtol=1e-12, atol=1e-14)
+
+
+def test_opposite_features_have_the_largest_distance(features):
+    t, _ = features
+    torch.testing.assert_close(normalized_distance(t, -t), torch.full((3, 4, 6), 2.0, dtype=torch.float64))
+
+
+def test_symmetric(features):
+    t, s = features
+    assert torch.equal(normalized_distance(t, s), normalized_distance(s, t))
+
+
+def test_half_precision_does_not_overflow():
+    # a squared norm of 320 channels of 100 is 3.2e6; float16 ends at 65504
+    t = torch.full((1, 320, 2, 2), 100.0, dtype=torch.float16)
+    s = t.clone()
+    s[:, 0] = -100
+    expected = normalized_distance(t.double(), s.double())
+    torch.testing.assert_close(normalized_distance(t, s).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_all_zero_features_are_finite_and_have_finite_gradient():
+    t, s = torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2, requires_grad=True)
+    distance = normalized_distance(t, s)
+    distance.sum().backward()
+    assert distance.abs().max() == 0
+    assert s.grad.isfinite().all()

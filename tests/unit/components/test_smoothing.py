@@ -1,0 +1,25 @@
+"""Gaussian smoothing, against SciPy."""
+
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from anomalib_mixedteacher.components import gaussian_smoothing
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+def test_equals_scipy(sigma):
+    anomaly_map = torch.rand(2, 1, 40, 56, dtype=torch.float64)
+    expected = gaussian_filter(anomaly_map.numpy(), (0, 0, sigma, sigma), mode="mirror", truncate=4.0)
+    result = gaussian_smoothing(sigma).double()(anomaly_map)
+    torch.testing.assert_close(result, torch.from_numpy(expected), rtol=1e-6, atol=1e-7)
+
+
+def test_constant_map_stays_constant_up_to_the_border():
+    result = gaussian_smoothing(4.0).double()(torch.full((1, 1, 32, 48), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(result, torch.full_like(result, 3.0), rtol=1e-6, atol=0)
+
+
+def test_sigma_zero_leaves_the_map():
+    anomaly_map = torch.rand(1, 1, 8, 8)
+    assert torch.equal(gaussian_smoothing(0)(anomaly_map), anomaly_map)

@@ -1,0 +1,125 @@
+"""Teacher weights: sources, strictness, messages."""
+
+import socket
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import efficientnet_b0, resnet18, resnet34
+
+from anomalib_mixedteacher.components import FeatureExtractor
+from anomalib_mixedteacher.components.torchvision_naming import from_torchvision
+from anomalib_mixedteacher.components.weights import load_teacher_weights
+from anomalib_mixedteacher.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def net():
+    return FeatureExtractor("resnet18", (1, 2)).net
+
+
+@pytest.fixture(scope="module")
+def state():
+    return resnet18(weights=None).state_dict()
+
+
+def load(source, net):
+    return load_teacher_weights("resnet18", str(source), net)
+
+
+@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth", "anything.pt"])
+def test_file_of_the_whole_network_is_cut_to_what_is_needed(tmp_path, net, state, name):
+    path = tmp_path / name
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    loaded = load(path, net)
+    assert loaded.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_half_precision_file_becomes_single(tmp_path, net, state):
+    save_file(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
+        tmp_path / "w.safetensors",
+    )
+    assert load(tmp_path / "w.safetensors", net)["conv1.weight"].dtype == torch.float32
+
+
+def test_one_file_for_two_backbones_by_prefix(tmp_path, net, state):
+    other = efficientnet_b0(weights=None).state_dict()
+    both = {f"resnet18.{k}": v for k, v in state.items()} | {
+        f"efficientnet_b0.{k}": v for k, v in from_torchvision(other).items()
+    }
+    torch.save(both, tmp_path / "teachers.pth")
+    assert torch.equal(load(tmp_path / "teachers.pth", net)["conv1.weight"], state["conv1.weight"])
+    efficient = FeatureExtractor("efficientnet_b0", (3, 4)).net
+    loaded = load_teacher_weights("efficientnet_b0", str(tmp_path / "teachers.pth"), efficient)
+    assert torch.equal(loaded["conv_stem.weight"], other["features.0.0.weight"])
+
+
+def test_random_is_seeded(net):
+    first, second = load("random", net), load("random", net)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_unknown_name(net):
+    with pytest.raises(
+        WeightsError, match=r"'imagnet' is neither one of imagenet, texture, random nor an existing file"
+    ):
+        load("imagnet", net)
+
+
+def test_missing_key_is_named(tmp_path, net, state):
+    torch.save({k: v for k, v in state.items() if k != "layer1.0.conv1.weight"}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth does not fit resnet18: key 'layer1.0.conv1.weight' is missing"):
+        load(tmp_path / "w.pth", net)
+
+
+def test_unknown_key_is_named(tmp_path, net, state):
+    torch.save(state | {"layer1.0.conv9.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"unknown key 'layer1.0.conv9.weight'"):
+        load(tmp_path / "w.pth", net)
+
+
+def test_wrong_shape_is_named(tmp_path, net, state):
+    torch.save(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"'conv1.weight' has shape \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"):
+        load(tmp_path / "w.pth", net)
+
+
+@pytest.mark.parametrize("other", [resnet34, efficientnet_b0])
+def test_weights_of_another_backbone(tmp_path, net, other):
+    torch.save(other(weights=None).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="does not fit resnet18: unknown key .*give the weights of a resnet18"):
+        load(tmp_path / "w.pth", net)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_truncated_file(tmp_path, net, state, suffix):
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:1_000_000])
+    with pytest.raises(WeightsError, match=r"w\.\w+ cannot be read .* copy it again"):
+        load(path, net)
+
+
+def test_file_that_holds_code_is_refused(tmp_path, net):
+    torch.save(resnet18(weights=None), tmp_path / "w.pth")  # a pickled module, not tensors
+    with pytest.raises(WeightsError, match="state_dict"):
+        load(tmp_path / "w.pth", net)
+
+
+def test_folder_without_the_backbone(tmp_path, net):
+    with pytest.raises(WeightsError, match=r"has no resnet18.safetensors or resnet18.pth"):
+        load(tmp_path, net)
+
+
+def test_unreachable_hub_names_the_remedies(tmp_path, net, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def refuse(*args, **kwargs):
+        raise OSError("network is down")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(WeightsError, match=r"resnet18\.tv_in1k .*cache.*path.*teacher_weights='texture'"):
+        load("imagenet", net)

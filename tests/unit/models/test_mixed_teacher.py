@@ -1,0 +1,233 @@
+"""MixedTeacher's networks, loss and map, against references written from the paper's description."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
+
+from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
+from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
+from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, ReducedResNet
+
+SHAPES = {"resnet": [(64, 8, 12), (128, 4, 6)], "efficientnet": [(112, 4, 6), (320, 2, 3)]}  # at 64 x 96
+
+
+def random_features(seed: int, batch: int = 3) -> dict[str, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda shape: torch.randn(batch, *shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return {name: [draw(shape) for shape in shapes] for name, shapes in SHAPES.items()}
+
+
+@pytest.fixture
+def features():
+    return random_features(0), random_features(1)
+
+
+@pytest.fixture
+def model(images):
+    torch.manual_seed(0)
+    model = MixedTeacherModel()
+    model.load_teachers("random")
+    for teacher in model.teachers.values():
+        teacher.set_normalization_statistics(images)
+    return model.eval()
+
+
+def reference_distance(t: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """0.5 * squared L2 distance of features normalised over channels, (B, H, W)."""
+    t = t / np.sqrt((t**2).sum(1, keepdims=True))
+    s = s / np.sqrt((s**2).sum(1, keepdims=True))
+    return 0.5 * ((t - s) ** 2).sum(1)
+
+
+def reference_upsample(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, pixel centres aligned at half-integers, borders repeated; (B, h, w) -> (B, H, W)."""
+
+    def matrix(source: int, target: int) -> np.ndarray:
+        weights = np.zeros((target, source))
+        for i in range(target):
+            position = min(max((i + 0.5) * source / target - 0.5, 0), source - 1)
+            low = math.floor(position)
+            weights[i, low] += 1 - (position - low)
+            weights[i, min(low + 1, source - 1)] += position - low
+        return weights
+
+    return matrix(layer.shape[1], size[0]) @ layer @ matrix(layer.shape[2], size[1]).T
+
+
+def reference_map(teacher, student, size, fusion: str, sigma: float, good_mean=(1.0, 1.0)) -> np.ndarray:
+    maps = []
+    for name in ("resnet", "efficientnet"):
+        total = np.zeros((len(teacher[name][0]), *size))
+        for t, s in zip(teacher[name], student[name], strict=True):
+            distance = reference_distance(t.numpy(), s.numpy())
+            total += reference_upsample(distance / distance[0].size if fusion == "product" else distance, size)
+        maps.append(total)
+    m1, m2 = maps
+    fused = np.empty_like(m1)
+    for b in range(len(m1)):  # image by image: the scope is the image's own
+        if fusion == "product":
+            norm = np.sqrt((m2[b] ** 2).sum(axis=0, keepdims=True))  # along the height, column by column
+            fused[b] = m1[b] * ((m2[b].max() - m2[b].min()) * m2[b] / norm)
+        elif fusion == "sum":
+            fused[b] = m1[b] + m2[b]
+        else:
+            fused[b] = m1[b] / good_mean[0] * m2[b] / good_mean[1]
+    return gaussian_filter(fused, (0, sigma, sigma), mode="mirror", truncate=4.0)
+
+
+def test_loss_equals_reference(features):
+    teacher, student = features
+    losses = MixedTeacherLoss()(teacher, student)
+    for name in SHAPES:
+        pairs = zip(teacher[name], student[name], strict=True)
+        expected = np.mean([reference_distance(t.numpy(), s.numpy()).mean() for t, s in pairs])
+        assert losses[name].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_loss_properties(features):
+    loss = MixedTeacherLoss()
+    teacher, student = features
+    assert all(value == 0 for value in loss(teacher, teacher).values())
+    scaled = {name: [f * 7.0 for f in maps] for name, maps in student.items()}
+    flipped = [{n: [f.flip(0) for f in maps] for n, maps in x.items()} for x in features]
+    for name, value in loss(teacher, student).items():
+        assert value.item() == pytest.approx(loss(teacher, scaled)[name].item(), rel=1e-12)
+        assert value.item() == pytest.approx(loss(*flipped)[name].item(), rel=1e-12)
+        assert value.item() == pytest.approx(loss.per_image(teacher, student)[name].mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])
+def test_map_equals_reference(features, fusion):
+    generator = AnomalyMapGenerator(fusion, sigma=4.0).double()
+    generator.good_mean.copy_(torch.tensor([0.3, 0.7]))
+    result = generator(*features, (64, 96))
+    expected = reference_map(*features, (64, 96), fusion, sigma=4.0, good_mean=(0.3, 0.7))
+    assert result.shape == (3, 1, 64, 96)
+    # 1e-6: anomalib's Gaussian kernel is a float32 buffer
+    np.testing.assert_allclose(result[:, 0].numpy(), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])
+def test_map_properties(features, fusion):
+    generator = AnomalyMapGenerator(fusion).double()
+    teacher, student = features
+    result = generator(teacher, student, (64, 96))
+    assert generator(teacher, teacher, (64, 96)).abs().max() == 0
+    scaled = {name: [f * 7.0 for f in maps] for name, maps in student.items()}
+    torch.testing.assert_close(generator(teacher, scaled, (64, 96)), result, rtol=1e-9, atol=0)
+    permuted = [{n: [f[[2, 0, 1]] for f in maps] for n, maps in x.items()} for x in features]
+    torch.testing.assert_close(generator(*permuted, (64, 96)), result[[2, 0, 1]], rtol=1e-12, atol=0)
+    for index in range(3):  # one by one
+        single = [{n: [f[index : index + 1] for f in maps] for n, maps in x.items()} for x in features]
+        torch.testing.assert_close(generator(*single, (64, 96))[0], result[index], rtol=1e-12, atol=0)
+
+
+def test_good_statistics_bring_good_maps_to_one(features):
+    generator = AnomalyMapGenerator("normalized_product", sigma=0).double()
+    batches = [features, (random_features(2, 1), random_features(3, 1))]
+    generator.set_good_statistics(iter(batches))
+    means = [torch.cat([generator.teacher_maps(*batch, (64, 96))[i] for batch in batches]).mean() for i in range(2)]
+    torch.testing.assert_close(generator.good_mean, torch.stack(means), rtol=1e-9, atol=0)
+
+
+def test_reduced_student_equals_reference(images):
+    """Stem of a ResNet, then one basic block a stage, each with stride 2."""
+    student = ReducedResNet((1, 2)).double().eval()
+    p = student.state_dict()
+
+    def norm(x, key):
+        return F.batch_norm(x, p[f"{key}.running_mean"], p[f"{key}.running_var"], p[f"{key}.weight"], p[f"{key}.bias"])
+
+    def block(x, key):
+        y = F.relu(norm(F.conv2d(x, p[f"{key}.conv1.weight"], stride=2, padding=1), f"{key}.bn1"))
+        y = norm(F.conv2d(y, p[f"{key}.conv2.weight"], padding=1), f"{key}.bn2")
+        return F.relu(y + norm(F.conv2d(x, p[f"{key}.downsample.0.weight"], stride=2), f"{key}.downsample.1"))
+
+    x = F.relu(norm(F.conv2d(images.double(), p["stem.0.weight"], stride=2, padding=3), "stem.1"))
+    x = F.max_pool2d(x, 3, 2, 1)
+    first = block(x, "stages.0")
+    second = block(first, "stages.1")
+    assert first.shape == (4, 64, 8, 8)
+    assert second.shape == (4, 128, 4, 4)
+    for result, expected in zip(student(images.double()), (first, second), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_students_start_as_stated():
+    model = MixedTeacherModel(student_init="scratch")
+    # Kaiming normal, fan out: std = sqrt(2 / (9 * 128)) for a 3 x 3 convolution to 128 channels
+    weight = model.students["resnet"].stages[1].conv2.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
+    model = MixedTeacherModel(student_init="teacher")
+    model.load_teachers("random")
+    teacher, student = model.teachers["efficientnet"].extractor, model.students["efficientnet"]
+    assert all(torch.equal(v, student.state_dict()[k]) for k, v in teacher.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 32), (75, 100), (33, 64)])
+def test_any_size_from_32(model, size):
+    images = torch.rand(2, 3, *size)
+    teacher, student = model.features(images)
+    for name in teacher:
+        assert [f.shape for f in teacher[name]] == [f.shape for f in student[name]]
+    result = model(images)
+    assert result.anomaly_map.shape == (2, 1, *size)
+    assert torch.equal(result.pred_score, result.anomaly_map.amax(dim=(-2, -1)))
+    assert result.anomaly_map.isfinite().all()
+
+
+@torch.no_grad()
+def test_batch_gives_what_its_images_give_one_by_one(model, images):
+    together = model(images)
+    for index in range(len(images)):
+        alone = model(images[index : index + 1])
+        torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[index], rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(alone.pred_score[0], together.pred_score[index], rtol=1e-4, atol=1e-12)
+
+
+def test_one_pass_trains_each_student_on_its_own_loss(model, images):
+    model.train()
+    losses = MixedTeacherLoss()(*model(images))
+    losses["resnet"].backward()
+    assert all(p.grad is None for p in model.students["efficientnet"].parameters())
+    assert all(p.grad is not None for p in model.students["resnet"].parameters())
+    assert all(p.grad is None for p in model.teachers.parameters())
+
+
+@pytest.mark.parametrize("layers", [{"resnet_layers": [2, 3], "efficientnet_layers": [4]}, {"resnet_layers": [3, 1]}])
+@torch.no_grad()
+def test_other_layers(layers):
+    model = MixedTeacherModel(**layers)
+    model.load_teachers("random")
+    teacher, student = model.features(torch.rand(1, 3, 64, 64))
+    for name in teacher:
+        assert [f.shape for f in teacher[name]] == [f.shape for f in student[name]]
+    assert len(teacher["resnet"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fusion": "mean"}, "Unknown fusion 'mean'; choose one of product, sum, normalized_product"),
+        ({"student_init": "imagenet"}, "Unknown student_init 'imagenet'; choose one of scratch, teacher"),
+        ({"resnet_layers": [5]}, r"resnet_layers=\[5\] must be one or more of 1, 2, 3, 4"),
+        ({"efficientnet_layers": []}, r"efficientnet_layers=\[\] must be one or more of 0, 1, 2, 3, 4"),
+        ({"sigma": -1}, "sigma must be 0"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        MixedTeacherModel(**arguments)
+
+
+def test_small_images_and_missing_weights(model):
+    with pytest.raises(ConfigurationError, match="needs 32 or more a side: enlarge them in the pre-processor"):
+        model(torch.rand(1, 3, 31, 64))
+    with pytest.raises(TeacherNotLoadedError):
+        MixedTeacherModel().eval()(torch.rand(1, 3, 64, 64))

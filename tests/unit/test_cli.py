@@ -1,0 +1,80 @@
+"""The package's own command, in-process."""
+
+import pytest
+import torch
+
+from anomalib_mixedteacher.cli import COMMANDS, main
+
+
+def folder_arguments(image_folder, results):
+    return [
+        "--data=Folder", "--data.name=tiny", f"--data.root={image_folder}", "--data.normal_dir=good",
+        "--data.normal_test_dir=good_test", "--data.abnormal_dir=bad", "--data.mask_dir=mask",
+        "--data.num_workers=0", "--data.train_batch_size=4", f"--default_root_dir={results}",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+def test_help_and_wrong_command(capsys):
+    assert main(["--help"]) == 0
+    assert all(command in capsys.readouterr().out for command in COMMANDS)
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'; choose one of train, test, predict, export" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    from anomalib_mixedteacher import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"anomalib-mixedteacher {__version__}"
+
+
+def test_train_test_predict_export(image_folder, tmp_path, capsys):
+    """One model through all four commands, MixedTeacher being the model where none is named."""
+    data = folder_arguments(image_folder, tmp_path)
+    model = ["--model.teacher_weights=random", "--model.sigma=2.0"]
+    assert main(["train", *data, *model, "--trainer.max_epochs=1"]) == 0
+    checkpoint = next(tmp_path.rglob("model.ckpt"))
+    assert torch.load(checkpoint, weights_only=False)["hyper_parameters"]["sigma"] == 2.0
+    capsys.readouterr()
+    assert main(["test", *data, f"--ckpt_path={checkpoint}"]) == 0
+    assert "image_AUROC" in capsys.readouterr().out
+    trainer = data[-3:]
+    image = image_folder / "bad" / "0.png"
+    assert main(["predict", f"--data={image}", f"--ckpt_path={checkpoint}", *trainer]) == 0
+    assert list(tmp_path.rglob("images/**/0.png"))  # the heat-map overlay
+    export = ["--export_type=onnx", f"--export_root={tmp_path / 'exported'}", f"--ckpt_path={checkpoint}"]
+    assert main(["export", *export, *trainer]) == 0
+    assert list((tmp_path / "exported").rglob("model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model.teacher_weights=imagnet"], "teacher_weights='imagnet' is neither one of"),
+        (["--model.teacher_weights=random", "--model.resnet_layers=[7]"], "must be one or more of 1, 2, 3, 4"),
+    ],
+)
+def test_an_error_is_one_sentence(image_folder, tmp_path, capsys, arguments, sentence):
+    data = folder_arguments(image_folder, tmp_path)
+    assert main(["train", *data, *arguments, "--trainer.max_epochs=1"]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error.splitlines()[-1]
+    assert error.splitlines()[-1].startswith("mixedteacher: ")
+    assert "Traceback" not in error
+
+
+def test_unknown_fusion_is_a_usage_error_that_lists_the_choices(image_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as info:
+        main(["train", *folder_arguments(image_folder, tmp_path), "--model.fusion=mean"])
+    assert info.value.code == 2
+    error = capsys.readouterr().err
+    assert "normalized_product" in error
+    assert "mean" in error
+
+
+def test_export_before_training_is_one_sentence(tmp_path, capsys):
+    assert main(["export", "--export_type=onnx", f"--default_root_dir={tmp_path}"]) == 1
+    assert "train the model first, or give a trained checkpoint (--ckpt_path" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.onnx"))

@@ -1,0 +1,117 @@
+"""The start-up hook and the registration."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECK = """
+from anomalib.models import get_model, list_models
+import anomalib.data
+assert "mixed_teacher" in list_models(), sorted(list_models())
+for name in ("MixedTeacher", "mixed_teacher"):
+    assert type(get_model(name)).__name__ == "MixedTeacher"
+for path in ("MixedTeacher", "anomalib.models.MixedTeacher", "anomalib_mixedteacher.MixedTeacher"):
+    model = get_model({"class_path": path, "init_args": {"fusion": "sum"}})
+    assert model.model.anomaly_map_generator.fusion == "sum", path
+assert anomalib.data.get_datamodule({"class_path": "SyntheticTextures"}).name == "SyntheticTextures"
+print("registered")
+"""
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def test_a_plain_process_knows_the_models():
+    result = python(CHECK)
+    assert result.stdout.strip() == "registered", result.stderr
+    assert "could not register" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "first", ["components", "data", "models", "models.mixed_teacher.torch_model", "benchmark.compare"]
+)
+def test_any_part_can_be_imported_first(first):
+    result = python(
+        f"import anomalib_mixedteacher.{first}; "
+        "from anomalib.models import list_models; print('mixed_teacher' in list_models())"
+    )
+    assert result.stdout.strip() == "True", result.stderr
+    assert "could not register" not in result.stderr
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    result = python(
+        "import sys, anomalib_mixedteacher as p; assert p.__version__; assert 'MixedTeacher' in dir(p); "
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'anomalib', 'numpy', 'timm', 'lightning'}))"
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_hook_is_light_and_can_be_switched_off():
+    heavy = "{'torch', 'anomalib', 'numpy', 'anomalib_mixedteacher.plugin'}"
+    on = "any(f.__module__ == 'anomalib_mixedteacher._startup' for f in sys.meta_path if isinstance(f, type))"
+    result = python(f"import sys; print({on}, sorted({heavy} & set(sys.modules)))")
+    assert result.stdout.strip() == "True []", result.stderr
+    result = python(f"import sys; print({on})", ANOMALIB_MIXEDTEACHER_PLUGIN="0")
+    assert result.stdout.strip() == "False", result.stderr
+
+
+def test_without_the_hook_importing_a_model_registers_it():
+    code = (
+        "from anomalib_mixedteacher import MixedTeacher; from anomalib.models import list_models; "
+        "print('mixed_teacher' in list_models())"
+    )
+    result = python(code, ANOMALIB_MIXEDTEACHER_PLUGIN="0")
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def test_a_broken_plugin_is_a_warning_and_anomalib_works():
+    code = (
+        "import sys; sys.modules['anomalib_mixedteacher.plugin'] = None\n"  # importing it now fails
+        "from anomalib.models import list_models; print('padim' in list_models())"
+    )
+    result = python(code)
+    assert result.stdout.strip() == "True", result.stderr
+    assert "could not register its models" in result.stderr
+
+
+def test_a_broken_package_leaves_the_interpreter_working(tmp_path):
+    package = tmp_path / "anomalib_mixedteacher"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('broken')")
+    line = Path(__file__).parents[2].joinpath("src/anomalib_mixedteacher.pth").read_text()
+    result = python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules.pop('anomalib_mixedteacher', None); "
+        f"sys.modules.pop('anomalib_mixedteacher._startup', None); exec({line!r}); print('alive')"
+    )
+    assert result.stdout.strip() == "alive"
+    assert "start-up hook not installed: RuntimeError('broken')" in result.stderr
+
+
+def test_the_wheel_holds_the_start_up_file_and_no_tests(tmp_path):
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=root,
+        check=True,
+        capture_output=True,
+    )
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert "anomalib_mixedteacher.pth" in names
+    assert "anomalib_mixedteacher/models/mixed_teacher/torch_model.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith("tests") for name in names)
+
+
+def test_unknown_attribute():
+    import anomalib_mixedteacher
+
+    with pytest.raises(AttributeError, match="has no attribute 'MixedTeachr'"):
+        anomalib_mixedteacher.MixedTeachr  # noqa: B018
