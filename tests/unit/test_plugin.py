@@ -115,3 +115,13 @@ def test_unknown_attribute():
 
     with pytest.raises(AttributeError, match="has no attribute 'MixedTeachr'"):
         anomalib_mixedteacher.MixedTeachr  # noqa: B018
+
+
+def test_anomalib_command_takes_the_short_names():
+    """A whole ``anomalib`` process: it prints the configuration it has parsed, and ends."""
+    command = Path(sys.executable).with_name("anomalib")
+    arguments = ["train", "--model", "MixedTeacher", "--model.fusion", "sum", "--data", "SyntheticTextures"]
+    result = subprocess.run([command, *arguments, "--print_config"], capture_output=True, text=True, check=False)
+    assert "MixedTeacher" in result.stdout, result.stderr
+    assert "fusion: sum" in result.stdout
+    assert "SyntheticTextures" in result.stdout

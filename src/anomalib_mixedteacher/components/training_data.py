@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalib_mixedteacher.errors import DataError
 
-MIN_SIDE = 32
+MIN_SIDE = 32  # the deepest layers in use have a stride of 32: below it a map has no position of its own
 MIN_IMAGES = 2
 
 

@@ -10,13 +10,12 @@ from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.training_data import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
 StudentInit = Literal["scratch", "teacher"]
-
-MIN_SIDE = 32  # EfficientNet's deepest stride: below it a map would have no position of its own
 
 
 class ReducedResNet(nn.Module):
