@@ -14,6 +14,7 @@ from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_mixedteacher import MixedTeacher
@@ -160,27 +161,34 @@ def test_nothing_unused_is_exported_or_saved(trained, tmp_path):
 
 
 def test_resumed_run_ends_in_the_same_weights(image_folder, build_model, tmp_path):
-    def run(folder: str, epochs: int, stop_after: int | None = None, checkpoint: str | None = None):
-        datamodule = Folder("tiny", root=image_folder, normal_dir="good", train_batch_size=8, num_workers=0,
-                            test_split_mode="none", val_split_mode="none")  # fmt: skip
+    def run(folder: str, stop_after: int | None = None, checkpoint: str | None = None) -> Engine:
+        datamodule = Folder("tiny", root=image_folder, normal_dir="good", test_split_mode="none", val_split_mode="none")
+        datamodule.setup()
+        # in order: what is drawn at random on the way is not the model's affair
+        loader = DataLoader(datamodule.train_data, batch_size=4, collate_fn=datamodule.train_data.collate_fn)
         model = build_model()
-        engine = Engine(max_epochs=epochs, default_root_dir=tmp_path / folder, accelerator="cpu",
-                        enable_progress_bar=False, limit_val_batches=0)  # fmt: skip
+        engine = Engine(
+            max_epochs=4,
+            default_root_dir=tmp_path / folder,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            limit_val_batches=0,
+        )
         if stop_after is not None:
-            model.on_train_epoch_end = lambda: setattr(
-                engine.trainer, "should_stop", model.current_epoch + 1 == stop_after
-            )
-        engine.fit(model=model, datamodule=datamodule, ckpt_path=checkpoint)
+            stop = lambda: setattr(engine.trainer, "should_stop", model.current_epoch + 1 == stop_after)  # noqa: E731
+            model.on_train_epoch_end = stop
+        engine.fit(model=model, train_dataloaders=loader, ckpt_path=checkpoint)
         return engine
 
-    # one batch holds all images, so their order does not matter
-    whole = run("whole", 4)
-    first = run("first", 4, stop_after=2)
+    whole = run("whole")
+    first = run("first", stop_after=2)
     assert first.trainer.current_epoch == 2
-    second = run("second", 4, checkpoint=first.best_model_path)
+    second = run("second", checkpoint=first.best_model_path)
+    assert second.trainer.global_step == whole.trainer.global_step == 8
     expected, result = (torch.load(e.best_model_path, weights_only=False)["state_dict"] for e in (whole, second))
     for key, value in expected.items():
-        torch.testing.assert_close(result[key], value, rtol=1e-3, atol=1e-4, equal_nan=True)
+        if "post_processor" not in key:  # without validation there are no thresholds
+            assert torch.equal(result[key], value), key
 
 
 def test_schedule_follows_the_real_number_of_steps(tiny_model, datamodule, tmp_path):
@@ -188,12 +196,13 @@ def test_schedule_follows_the_real_number_of_steps(tiny_model, datamodule, tmp_p
         max_epochs=3, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0
     )
     rates = []
-    tiny_model.on_train_batch_end = lambda *_: rates.append(engine.trainer.optimizers[0].param_groups[0]["lr"])
+    tiny_model.on_train_batch_start = lambda *_: rates.append(engine.trainer.optimizers[0].param_groups[0]["lr"])
     engine.fit(model=tiny_model, datamodule=datamodule)
     assert engine.trainer.lr_scheduler_configs[0].scheduler.total_steps == 6  # 3 epochs of 8 images in batches of 4
     assert len(rates) == 6
     assert max(rates) <= 4e-3 * (1 + 1e-9)
     assert max(rates) > 2e-3
+    assert rates[0] == pytest.approx(4e-3 / 25)
     assert rates[-1] < 1e-6  # the cycle ends where training ends
 
 
@@ -207,7 +216,7 @@ def test_default_number_of_epochs_is_the_models_own(tiny_model, datamodule, tmp_
 def test_early_stopping_watches_good_validation_images(image_folder, build_model, tmp_path):
     datamodule = Folder("tiny", root=image_folder, normal_dir="good", train_batch_size=4, num_workers=0, seed=0,
                         test_split_mode="none", val_split_mode="from_train", val_split_ratio=0.25)  # fmt: skip
-    model = build_model(early_stopping_patience=1, max_learning_rate=1e-12)
+    model = build_model(early_stopping_patience=1, learning_rate=1e-13)
     engine = Engine(max_epochs=9, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
     model.on_train_epoch_start = lambda: model.model.students.eval()  # nothing learns: the loss cannot fall
     engine.fit(model=model, datamodule=datamodule)
@@ -264,7 +273,8 @@ def broken_folder(root: Path, last: bytes | Image.Image | None, count: int = 3) 
         (None, 1, r"1 training image is too few .* give at least 2, better 50"),
     ],
 )
-def test_bad_training_images(tiny_model, engine, tmp_path, last, count, message):
+def test_bad_training_images(tiny_model, tmp_path, last, count, message):
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", limit_val_batches=0, enable_progress_bar=False)
     with pytest.raises(DataError, match=message):
         engine.fit(model=tiny_model, datamodule=broken_folder(tmp_path / "data", last, count))
 

@@ -53,8 +53,8 @@ class MixedTeacher(AnomalibModule):
         resnet_layers: Stages of the ResNet-18 teacher; 1 is ``layer1`` (stride 4, pooled to 8).
         efficientnet_layers: Stages of the EfficientNet-b0 teacher; 3 has stride 16, 4 has stride 32.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
-        learning_rate: Base of the one-cycle schedule.
-        max_learning_rate: Peak of the one-cycle schedule.
+        learning_rate: A tenth of the one-cycle schedule's peak, as the official code has it; the schedule starts at
+            0.4 of it and ends near 0.
         max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
             ``None`` never stops early. Without good validation images there is no early stopping.
@@ -88,7 +88,6 @@ class MixedTeacher(AnomalibModule):
         efficientnet_layers: Sequence[int] = (3, 4),
         sigma: float = 4.0,
         learning_rate: float = 4e-4,
-        max_learning_rate: float = 4e-3,
         max_epochs: int = 100,
         early_stopping_patience: int | None = 30,
         freeze_bn_after_first_epoch: bool = False,
@@ -105,7 +104,6 @@ class MixedTeacher(AnomalibModule):
         )
         self.teacher_weights = teacher_weights
         self.learning_rate = learning_rate
-        self.max_learning_rate = max_learning_rate
         self.max_epochs = max_epochs
         self.early_stopping_patience = early_stopping_patience
         self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
@@ -218,7 +216,7 @@ class MixedTeacher(AnomalibModule):
             msg = "The one-cycle schedule needs an end: give trainer.max_epochs or trainer.max_steps."
             raise ConfigurationError(msg)
         optimizer = Adam(self.model.students.parameters(), lr=self.learning_rate)
-        scheduler = OneCycleLR(optimizer, max_lr=self.max_learning_rate, total_steps=int(steps))
+        scheduler = OneCycleLR(optimizer, max_lr=10 * self.learning_rate, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> Sequence[Callback]:
