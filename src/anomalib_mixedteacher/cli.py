@@ -4,6 +4,7 @@ Same arguments and configuration files as anomalib's commands, with two differen
 hand is built, and an error made by the user ends in its one sentence instead of a traceback.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -47,9 +48,16 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         _run(args[0], _with_default_model(args))
     except MixedTeacherError as error:
-        print(f"mixedteacher: {_sentence(error)}", file=sys.stderr)
-        return 1
-    return 0
+        sentence = _sentence(error)
+    except ValueError as error:
+        # What a constructor raises, jsonargparse reports as one of the reasons why no type of a union fits.
+        if "Union subtypes" not in str(error):
+            raise
+        sentence = re.findall(r"^\s*- (.+)$", str(error), flags=re.MULTILINE)[-1]
+    else:
+        return 0
+    print(f"mixedteacher: {sentence}", file=sys.stderr)
+    return 1
 
 
 def _usage() -> str:

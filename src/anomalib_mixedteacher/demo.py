@@ -6,6 +6,7 @@ Run ``python -m anomalib_mixedteacher.demo --help``.
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def run(settings: argparse.Namespace) -> None:
         settings: The parsed command line.
     """
     print("Loading anomalib ...", flush=True)
+    warnings.filterwarnings("ignore")  # other packages' notes to developers
     import lightning
     from anomalib.deploy import OpenVINOInferencer
     from anomalib.engine import Engine
@@ -66,11 +68,15 @@ def run(settings: argparse.Namespace) -> None:
     )
     engine.fit(model=model, datamodule=datamodule)
     (metrics,) = engine.test(model=model, datamodule=datamodule, verbose=False)
-    predictions: Any = engine.predict(model=model, dataloaders=datamodule.test_dataloader())
+    predictions: Any = engine.predict(
+        model=model, dataloaders=datamodule.test_dataloader(), ckpt_path=engine.best_model_path
+    )
     labels = [
         (bool(t), bool(p)) for batch in predictions for t, p in zip(batch.gt_label, batch.pred_label, strict=True)
     ]
-    exported: Any = engine.export(model=model, export_type="openvino", export_root=output, input_size=size)
+    exported: Any = engine.export(
+        model=model, export_type="openvino", export_root=output, input_size=size, onnx_kwargs={"verbose": False}
+    )
 
     # an image of the same texture that neither training nor the threshold has seen
     unseen = Path(datamodule.test_data.samples.image_path.iloc[-1])

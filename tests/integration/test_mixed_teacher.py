@@ -93,6 +93,18 @@ def test_restored_without_network_gives_the_same(trained, photo, monkeypatch):
     assert torch.equal(result.pred_score, expected.pred_score)
 
 
+def test_checkpoint_brings_its_fusion_unless_overridden(trained):
+    path = trained[1].best_model_path
+    for fusion in ("product", "sum"):
+        model = MixedTeacher.load_from_checkpoint(path, fusion=fusion)
+        assert model.model.anomaly_map_generator.fusion == fusion
+    model = MixedTeacher(fusion="product", resnet_layers=[2])
+    checkpoint = torch.load(path, weights_only=False)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    assert model.model.anomaly_map_generator.fusion == model.hparams["fusion"] == "normalized_product"
+
+
 @pytest.mark.parametrize("input_size", [None, (96, 96)])
 def test_onnx_and_openvino_agree_with_torch(trained, photo, tmp_path, input_size):
     model = without_post_processing(trained[0])

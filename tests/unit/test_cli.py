@@ -17,7 +17,8 @@ def folder_arguments(image_folder, results):
 
 def test_help_and_wrong_command(capsys):
     assert main(["--help"]) == 0
-    assert all(command in capsys.readouterr().out for command in COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in (*COMMANDS, *COMMANDS.values()))
     assert main([]) == 2
     assert main(["trian"]) == 2
     assert "unknown command 'trian'; choose one of train, test, predict, export" in capsys.readouterr().err
@@ -33,11 +34,12 @@ def test_version(capsys):
 def test_train_test_predict_export(image_folder, tmp_path, capsys):
     """One model through all four commands, MixedTeacher being the model where none is named."""
     data = folder_arguments(image_folder, tmp_path)
-    model = ["--model.teacher_weights=random", "--model.sigma=2.0"]
+    model = ["--model.teacher_weights=random", "--model.sigma=2.0", "--model.resnet_layers=[1]", "--model.fusion=sum"]
     assert main(["train", *data, *model, "--trainer.max_epochs=1"]) == 0
     checkpoint = next(tmp_path.rglob("model.ckpt"))
     assert torch.load(checkpoint, weights_only=False)["hyper_parameters"]["sigma"] == 2.0
     capsys.readouterr()
+    # the model's arguments are not repeated: the checkpoint knows them
     assert main(["test", *data, f"--ckpt_path={checkpoint}"]) == 0
     assert "image_AUROC" in capsys.readouterr().out
     trainer = data[-3:]
@@ -54,6 +56,7 @@ def test_train_test_predict_export(image_folder, tmp_path, capsys):
     [
         (["--model.teacher_weights=imagnet"], "teacher_weights='imagnet' is neither one of"),
         (["--model.teacher_weights=random", "--model.resnet_layers=[7]"], "must be one or more of 1, 2, 3, 4"),
+        (["--data=SyntheticTextures", "--data.category=tweed"], "choose one of weave, grain, grid, cells, speckle"),
     ],
 )
 def test_an_error_is_one_sentence(image_folder, tmp_path, capsys, arguments, sentence):

@@ -20,7 +20,7 @@ def gaussian_smoothing(sigma: float) -> nn.Module:
     if sigma == 0:
         return nn.Identity()
     size = compute_kernel_size(sigma)
-    return nn.Sequential(
-        GaussianBlur2d(sigma=(sigma, sigma), kernel_size=(size, 1)),
-        GaussianBlur2d(sigma=(sigma, sigma), kernel_size=(1, size)),
-    )
+    passes = [GaussianBlur2d(sigma=(sigma, sigma), kernel_size=shape) for shape in ((size, 1), (1, size))]
+    for blur in passes:
+        blur.register_buffer("kernel", blur.kernel, persistent=False)  # derived from sigma: not for checkpoints
+    return nn.Sequential(*passes)

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 LIGHTNING_FALLBACK_EPOCHS = 1000
+MODEL_ARGUMENTS = ("resnet_layers", "efficientnet_layers", "student_init", "fusion", "sigma")
 STATISTICS_IMAGES = 64  # enough: a statistic is a mean over all their positions
 
 
@@ -295,6 +296,20 @@ class MixedTeacher(AnomalibModule):
             kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
         return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the architecture and the fusion from the checkpoint.
+
+        On the command line a checkpoint is loaded into a model built from that command's arguments. Without this, a
+        forgotten ``--model.fusion`` would silently combine one fusion's maps with another's thresholds.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved = {name: checkpoint["hyper_parameters"][name] for name in MODEL_ARGUMENTS}
+        differing = [name for name in MODEL_ARGUMENTS if _plain(saved[name]) != _plain(self.hparams[name])]
+        if differing:
+            logger.warning("Using the checkpoint's %s.", ", ".join(f"{name}={saved[name]}" for name in differing))
+            self.hparams.update(saved)
+            self.model = MixedTeacherModel(**saved)
+
     def _good_images(self) -> list[torch.Tensor]:
         transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
         batches = sample_images(cast("DataLoader", self.trainer.train_dataloader), STATISTICS_IMAGES)
@@ -311,3 +326,8 @@ class MixedTeacher(AnomalibModule):
         for module in training:
             module.training = True
         self._statistics_step = self.global_step
+
+
+def _plain(value: Any) -> Any:
+    """Make a tuple and the list that it becomes on the way through a file compare equal."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
