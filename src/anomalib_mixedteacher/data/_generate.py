@@ -82,6 +82,25 @@ class Recipe:
                 yield Path(split, kind or "good", f"{index:03d}.png"), split, kind, index
 
 
+def square_side(image_size: int | tuple[int, int]) -> int:
+    """Take the side from a size; anomalib's ``get_datamodule`` turns a number into a pair.
+
+    Args:
+        image_size (int | tuple[int, int]): Side, or height and width, in pixels.
+
+    Returns:
+        int: The side in pixels.
+
+    Raises:
+        ConfigurationError: If height and width differ.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height != width:
+        msg = f"image_size is {height} x {width}, but the generated images are square: set it to one number."
+        raise ConfigurationError(msg)
+    return height
+
+
 def render(
     category: str, image_size: int, seed: int, split: str, defect: str | None, index: int
 ) -> tuple[Array, BoolArray]:

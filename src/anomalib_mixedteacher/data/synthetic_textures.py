@@ -9,7 +9,7 @@ from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
 from anomalib_mixedteacher.data._checks import CheckedItems, check_val_split
-from anomalib_mixedteacher.data._generate import Recipe, cache_root, ensure_generated
+from anomalib_mixedteacher.data._generate import Recipe, cache_root, ensure_generated, square_side
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class SyntheticTextures(AnomalibDataModule):
             ``XDG_CACHE_HOME`` or ``~/.cache``.
         category (str): Texture family: ``weave``, ``grain``, ``grid``, ``cells`` or ``speckle``.
             Defaults to ``"weave"``.
-        image_size (int): Side of the square images in pixels, at least 32. Defaults to ``256``.
+        image_size (int | tuple[int, int]): Side of the square images in pixels, at least 32. Defaults to ``256``.
         num_train (int): Good training images, at least 1. Defaults to ``64``.
         num_test_good (int): Good test images, at least 1. Defaults to ``24``.
         num_defects_per_kind (int): Test images of each of the six kinds of defect, at least 1. Defaults to ``6``.
@@ -112,7 +112,7 @@ class SyntheticTextures(AnomalibDataModule):
         self,
         root: Path | str | None = None,
         category: str = "weave",
-        image_size: int = 256,
+        image_size: int | tuple[int, int] = 256,
         num_train: int = 64,
         num_test_good: int = 24,
         num_defects_per_kind: int = 6,
@@ -144,7 +144,7 @@ class SyntheticTextures(AnomalibDataModule):
             seed=seed,
         )
         check_val_split(self)
-        self.recipe = Recipe(category, image_size, num_train, num_test_good, num_defects_per_kind, seed)
+        self.recipe = Recipe(category, square_side(image_size), num_train, num_test_good, num_defects_per_kind, seed)
         self.root = cache_root(root)
         self.category = category
 

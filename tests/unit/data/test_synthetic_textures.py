@@ -216,3 +216,13 @@ def test_unreadable_and_tiny_files_are_named(tmp_path):
     Image.new("L", (10, 48)).save(mask)
     with pytest.raises(DataError, match="mask .* is 10 x 48 pixels but its image is 48 x 48"):
         dataset[0]
+
+
+def test_anomalibs_factory_gives_the_size_as_a_pair(tmp_path):
+    from anomalib.data import get_datamodule
+
+    arguments = {"root": str(tmp_path), "image_size": 48, "num_train": 2}
+    datamodule = get_datamodule({"class_path": "SyntheticTextures", "init_args": arguments})
+    assert datamodule.recipe.image_size == 48
+    with pytest.raises(ConfigurationError, match="48 x 64, but the generated images are square"):
+        SyntheticTextures(root=tmp_path, image_size=(48, 64))
