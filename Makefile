@@ -26,7 +26,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(INSTALLED): pyproject.toml constraints.txt src/anomalib_mixedteacher.pth
+$(INSTALLED): pyproject.toml constraints.txt src/anomalib_mixedteacher.pth src/_anomalib_mixedteacher_startup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -3,7 +3,6 @@
 Importing this package imports neither torch nor anomalib: public names are resolved when they are first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -12,23 +11,17 @@ if TYPE_CHECKING:
     from anomalib_mixedteacher.data import MagneticTile, SyntheticTextures
     from anomalib_mixedteacher.models import MixedTeacher
 
-_PUBLIC = {
-    "MixedTeacher": "anomalib_mixedteacher.models",
-    "MagneticTile": "anomalib_mixedteacher.data",
-    "SyntheticTextures": "anomalib_mixedteacher.data",
-}
-
 __all__ = ["MagneticTile", "MixedTeacher", "SyntheticTextures", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     from anomalib_mixedteacher import plugin
 
     plugin.register()  # also where the start-up file is switched off or missing
-    return getattr(import_module(_PUBLIC[name]), name)
+    return plugin.public(name)
 
 
 def __dir__() -> list[str]:

@@ -17,15 +17,19 @@ def register() -> None:
     """Make the package's models and datamodules known to anomalib. Calling it again changes nothing."""
     # import_module, since the hook runs before Python makes the module an attribute of its parent
     anomalib_models, anomalib_data = import_module("anomalib.models"), import_module("anomalib.data")
-    package = __package__ or "anomalib_mixedteacher"
-    anomalib_models.ALLOWED_MODULES.update({package, f"{package}.models"})
-    for name, module in MODELS.items():
-        setattr(anomalib_models, name, getattr(import_module(f"{package}.{module}"), name))
+    anomalib_models.ALLOWED_MODULES.update({str(__package__), f"{__package__}.models"})
+    for name in MODELS:
+        setattr(anomalib_models, name, public(name))
         if name not in anomalib_models.__all__:
             anomalib_models.__all__.append(name)
-    for name, module in DATAMODULES.items():
-        setattr(anomalib_data, name, getattr(import_module(f"{package}.{module}"), name))
+    for name in DATAMODULES:
+        setattr(anomalib_data, name, public(name))
     _read_sixteen_bits()
+
+
+def public(name: str) -> object:
+    """Resolve one of the package's public names."""
+    return getattr(import_module(f"{__package__}.{(MODELS | DATAMODULES)[name]}"), name)
 
 
 def _read_sixteen_bits() -> None:

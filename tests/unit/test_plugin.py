@@ -55,8 +55,8 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_hook_is_light_and_can_be_switched_off():
-    heavy = "{'torch', 'anomalib', 'numpy', 'anomalib_mixedteacher.plugin'}"
-    on = "any(f.__module__ == 'anomalib_mixedteacher._startup' for f in sys.meta_path if isinstance(f, type))"
+    heavy = "{'torch', 'anomalib', 'numpy', 'anomalib_mixedteacher'}"
+    on = "any(f.__module__ == '_anomalib_mixedteacher_startup' for f in sys.meta_path if isinstance(f, type))"
     result = python(f"import sys; print({on}, sorted({heavy} & set(sys.modules)))")
     assert result.stdout.strip() == "True []", result.stderr
     result = python(f"import sys; print({on})", ANOMALIB_MIXEDTEACHER_PLUGIN="0")
@@ -83,13 +83,11 @@ def test_a_broken_plugin_is_a_warning_and_anomalib_works():
 
 
 def test_a_broken_package_leaves_the_interpreter_working(tmp_path):
-    package = tmp_path / "anomalib_mixedteacher"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('broken')")
+    (tmp_path / "_anomalib_mixedteacher_startup.py").write_text("raise RuntimeError('broken')")
     line = Path(__file__).parents[2].joinpath("src/anomalib_mixedteacher.pth").read_text()
     result = python(
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules.pop('anomalib_mixedteacher', None); "
-        f"sys.modules.pop('anomalib_mixedteacher._startup', None); exec({line!r}); print('alive')"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        f"sys.modules.pop('_anomalib_mixedteacher_startup', None); exec({line!r}); print('alive')"
     )
     assert result.stdout.strip() == "alive"
     assert "start-up hook not installed: RuntimeError('broken')" in result.stderr
@@ -104,7 +102,7 @@ def test_the_wheel_holds_the_start_up_file_and_no_tests(tmp_path):
         capture_output=True,
     )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert "anomalib_mixedteacher.pth" in names
+    assert {"anomalib_mixedteacher.pth", "_anomalib_mixedteacher_startup.py"} <= set(names)
     assert "anomalib_mixedteacher/models/mixed_teacher/torch_model.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)

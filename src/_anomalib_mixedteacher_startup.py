@@ -1,0 +1,60 @@
+"""Start-up hook, run by the package's ``.pth`` file in every interpreter of its environment.
+
+A module of its own rather than one of the package's, whose ``__init__`` would have to be loaded as well. It imports
+nothing that the interpreter has not loaded already, and waits: when ``anomalib.models`` has been imported, the
+plugin registers the package's models. ``ANOMALIB_MIXEDTEACHER_PLUGIN=0`` in the environment switches it off.
+"""
+
+import sys
+
+# importlib.machinery.PathFinder, without the milliseconds that importing importlib.machinery takes
+from _frozen_importlib_external import PathFinder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+TRIGGER = "anomalib.models"
+
+
+class _RegisteringLoader:
+    """The trigger's own loader, with the registration behind it."""
+
+    def __init__(self, loader: "Any") -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> "Any":
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: "ModuleType") -> None:
+        self._loader.exec_module(module)
+        try:
+            from anomalib_mixedteacher import plugin
+
+            plugin.register()
+        except Exception as error:
+            import warnings
+
+            warnings.warn(f"anomalib-mixedteacher could not register its models: {error!r}", stacklevel=2)
+
+
+class _Finder:
+    """Finds the trigger as the import system would, and wraps its loader."""
+
+    @staticmethod
+    def find_spec(name: str, path: "Any" = None, target: "Any" = None) -> "ModuleSpec | None":
+        if name != TRIGGER:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)  # type: ignore[assignment]
+        return spec
+
+
+if not any(isinstance(finder, type) and finder.__name__ == _Finder.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _Finder)
