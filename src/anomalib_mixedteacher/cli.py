@@ -49,11 +49,10 @@ def main(args: Sequence[str] | None = None) -> int:
         _run(args[0], _with_default_model(args))
     except MixedTeacherError as error:
         sentence = _sentence(error)
-    except ValueError as error:
-        # What a constructor raises, jsonargparse reports as one of the reasons why no type of a union fits.
-        if "Union subtypes" not in str(error):
+    except (ValueError, RuntimeError, OSError) as error:
+        if (known := _known(str(error))) is None:
             raise
-        sentence = re.findall(r"^\s*- (.+)$", str(error), flags=re.MULTILINE)[-1]
+        sentence = known
     else:
         return 0
     print(f"mixedteacher: {sentence}", file=sys.stderr)
@@ -98,6 +97,17 @@ def _sentence(error: Exception) -> str:
     """Take the message alone out of what a data-loader worker wraps in its traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ") if lines else repr(error)
+
+
+def _known(message: str) -> str | None:
+    """Turn what others raise for a user's error into a sentence with its remedy; None for anything else."""
+    if "Union subtypes" in message:  # jsonargparse lists what a constructor raised among the types that do not fit
+        return re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1]
+    if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
+        return f"There are no images in {match[1]}: put images there, or give another folder."
+    if match := re.search(r"Path does not exist: (.+)|No such file or directory: '(.+)'", message):
+        return f"There is no file or folder {match[1] or match[2]}: check the path."
+    return None
 
 
 if __name__ == "__main__":

@@ -280,8 +280,8 @@ def broken_folder(root: Path, last: bytes | Image.Image | None, count: int = 3) 
 @pytest.mark.parametrize(
     ("last", "count", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n but no more", 3, r"bad.png cannot be decoded .*replace it or take it out"),
-        (Image.new("RGB", (64, 20)), 3, r"bad.png has 64 x 20 pixels; 32 a side are needed"),
+        (b"\x89PNG\r\n\x1a\n but no more", 3, r"Cannot read the image .*bad.png .*: replace the file or remove it"),
+        (Image.new("RGB", (64, 20)), 3, r"bad.png is 64 x 20 pixels, smaller than 32 pixels on a side: remove it"),
         (None, 1, r"1 training image is too few .* give at least 2, better 50"),
     ],
 )

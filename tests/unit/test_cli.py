@@ -81,3 +81,18 @@ def test_export_before_training_is_one_sentence(tmp_path, capsys):
     assert main(["export", "--export_type=onnx", f"--default_root_dir={tmp_path}"]) == 1
     assert "train the model first, or give a trained checkpoint (--ckpt_path" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_missing_and_empty_folders_and_a_broken_picture(image_folder, tmp_path, capsys):
+    arguments = [a for a in folder_arguments(image_folder, tmp_path) if "normal_dir" not in a]
+    random = "--model.teacher_weights=random"
+    assert main(["train", *arguments, random, "--data.normal_dir=nowhere"]) == 1
+    assert f"There is no file or folder {image_folder}/nowhere: check the path" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["train", *arguments, random, f"--data.normal_dir={tmp_path / 'empty'}"]) == 1
+    assert f"There are no images in {tmp_path}/empty: put images there" in capsys.readouterr().err
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    assert main(["predict", f"--data={tmp_path / 'broken.png'}", f"--default_root_dir={tmp_path}"]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    assert main(["predict", "--data=SyntheticTextures", f"--ckpt_path={tmp_path / 'no.ckpt'}"]) == 1
+    assert "no.ckpt: check the path" in capsys.readouterr().err

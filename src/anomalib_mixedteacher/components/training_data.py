@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from anomalib_mixedteacher.components.images import check_image
 from anomalib_mixedteacher.errors import DataError
 
-MIN_SIDE = 32  # the deepest layers in use have a stride of 32: below it a map has no position of its own
 MIN_IMAGES = 2
 
 
@@ -34,28 +32,6 @@ def check_training_data(dataset: Dataset) -> None:
     if samples is not None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(check_image, samples.image_path))
-
-
-def check_image(path: str | Path) -> None:
-    """Check that an image can be decoded and is large enough.
-
-    Args:
-        path: Image file.
-
-    Raises:
-        DataError: If it cannot be decoded or has a side below 32 pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
-            image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        msg = f"The image {path} cannot be decoded ({error}): replace it or take it out of the folder."
-        raise DataError(msg) from error
-    if min(size) < MIN_SIDE:
-        msg = f"The image {path} has {size[0]} x {size[1]} pixels; {MIN_SIDE} a side are needed: take it out."
-        raise DataError(msg)
 
 
 def sample_images(loader: DataLoader, count: int) -> Iterator[torch.Tensor]:

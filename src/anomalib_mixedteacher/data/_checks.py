@@ -11,12 +11,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_image
 from torchvision.tv_tensors import Mask
 
-from anomalib_mixedteacher.components.images import read_image
-from anomalib_mixedteacher.components.training_data import MIN_SIDE
+from anomalib_mixedteacher.components.images import DECODE_ERRORS, check_size, read_image
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-
-# What PIL raises for files that are truncated, of another type, damaged inside, or absurdly large.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def load_image(path: str | Path) -> torch.Tensor:
@@ -31,18 +27,8 @@ def load_image(path: str | Path) -> torch.Tensor:
     Raises:
         DataError: If the file cannot be decoded or a side is below 32 pixels.
     """
-    try:
-        image = read_image(path, as_tensor=True)
-    except _DECODE_ERRORS as error:
-        msg = f"Cannot read the image {path} ({error}): replace the file or remove it from the data set."
-        raise DataError(msg) from error
-    height, width = image.shape[-2:]
-    if min(height, width) < MIN_SIDE:
-        msg = (
-            f"The image {path} is {width} x {height} pixels, smaller than {MIN_SIDE} pixels on a side: "
-            "remove it or provide a larger one."
-        )
-        raise DataError(msg)
+    image: torch.Tensor = read_image(path, as_tensor=True)
+    check_size(path, image.shape[-2], image.shape[-1])
     return image
 
 
@@ -65,7 +51,7 @@ def load_mask(path: str | Path, size: tuple[int, int]) -> Mask:
     try:
         with Image.open(path) as file:
             mask = to_image(file.convert("L")).squeeze(0) >= 128
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         msg = f"Cannot read the mask {path} ({error}): replace the file, or remove it together with its image."
         raise DataError(msg) from error
     if tuple(mask.shape) != tuple(size):

@@ -13,7 +13,7 @@ from anomalib.data.utils.path import validate_path
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_mixedteacher.components.training_data import MIN_SIDE
+from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
 from anomalib_mixedteacher.data.textures import FAMILIES, Array
 from anomalib_mixedteacher.errors import ConfigurationError, DataError

@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.training_data import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import Features
