@@ -105,8 +105,8 @@ def _known(message: str) -> str | None:
         return re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1]
     if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
         return f"There are no images in {match[1]}: put images there, or give another folder."
-    if match := re.search(r"Path does not exist: (.+)|No such file or directory: '(.+)'", message):
-        return f"There is no file or folder {match[1] or match[2]}: check the path."
+    if match := re.search(r"(?:Path does not exist|Checkpoint file not found): (.+)", message):
+        return f"There is no file or folder {match[1]}: check the path."
     return None
 
 
