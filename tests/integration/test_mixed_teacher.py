@@ -127,6 +127,9 @@ def test_onnx_and_openvino_agree_with_torch(trained, photo, tmp_path, input_size
         ):
             assert relative(outputs["anomaly_map"], expected.anomaly_map) < 1e-4
             assert relative(outputs["pred_score"], expected.pred_score) < 1e-4
+    # what OpenVINO does by default where the processor has it: less exact, but a map all the same
+    rough = openvino.Core().compile_model(str(xml), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    assert all(np.isfinite(value).all() for value in rough(photo.numpy()).values())
 
 
 @pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from anomalib.pre_processing import PreProcessor
 from torch import nn
-from torch.nn import functional as F
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,11 +71,17 @@ class AntialiasedResize(nn.Module):
 
 
 def _interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch.Tensor:
-    """Build the ``(target, source)`` matrix of triangular weights, as wide as the scale when shrinking."""
-    positions = torch.arange(source, dtype=like.dtype, device=like.device) + 0.5
-    scale = (positions[-1] + 0.5) / target  # a tensor, since the size may be a symbol in the exported graph
-    centers = (torch.arange(target, dtype=like.dtype, device=like.device) + 0.5) * scale
-    weights = F.relu(1.0 - (positions[None, :] - centers[:, None]).abs() / scale.clamp(min=1.0))
+    """Build the ``(target, source)`` matrix of triangular weights, as wide as the scale when shrinking.
+
+    In integers, all lengths multiplied by ``2 * target``: where OpenVINO computes in bfloat16, pixel positions lose
+    their low bits, and rows of the matrix could become empty.
+    """
+    index = torch.arange(source, device=like.device)
+    size = index[-1] + 1  # a tensor, since the size may be a symbol in the exported graph
+    positions = (2 * index + 1) * target
+    centers = (2 * torch.arange(target, device=like.device) + 1) * size
+    width = 2 * size.clamp(min=target)
+    weights = (width - (positions[None, :] - centers[:, None]).abs()).clamp(min=0).to(like.dtype)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
