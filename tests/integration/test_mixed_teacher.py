@@ -2,6 +2,7 @@
 
 import copy
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_mixedteacher import MixedTeacher
+from anomalib_mixedteacher.benchmark import parity
 from anomalib_mixedteacher.errors import ConfigurationError, DataError, WeightsError
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -130,6 +132,16 @@ def test_onnx_and_openvino_agree_with_torch(trained, photo, tmp_path, input_size
     # what OpenVINO does by default where the processor has it: less exact, but a map all the same
     rough = openvino.Core().compile_model(str(xml), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     assert all(np.isfinite(value).all() for value in rough(photo.numpy()).values())
+
+
+def test_parity_command(trained, image_folder, monkeypatch, capsys):
+    arguments = [trained[1].best_model_path, *map(str, sorted((image_folder / "bad").iterdir())[:2])]
+    monkeypatch.setattr(sys, "argv", ["parity", *arguments])
+    parity.main()
+    lines = capsys.readouterr().out.splitlines()
+    values = {line[:35].strip(): float(line[35:]) for line in lines if line.startswith("  ") and "e-" in line}
+    assert values["OpenVINO, float32"] < 1e-4
+    assert values["ONNX, onnxruntime"] < 1e-4
 
 
 @pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])
