@@ -1,9 +1,13 @@
 """The package's own command, in-process."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from anomalib_mixedteacher.cli import COMMANDS, main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def folder_arguments(image_folder, results):
@@ -96,3 +100,11 @@ def test_missing_and_empty_folders_and_a_broken_picture(image_folder, tmp_path, 
     assert "broken.png" in capsys.readouterr().err
     assert main(["predict", "--data=SyntheticTextures", f"--ckpt_path={tmp_path / 'no.ckpt'}"]) == 1
     assert "no.ckpt: check the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_file_parses(config, capsys):
+    with pytest.raises(SystemExit) as info:
+        main(["train", "--config", str(config), "--data=SyntheticTextures", "--print_config"])
+    assert info.value.code == 0
+    assert "class_path: anomalib_mixedteacher." in capsys.readouterr().out
