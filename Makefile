@@ -1,4 +1,4 @@
-# Both targets bootstrap .venv from a bare Python >= 3.10 (tested versions: constraints.txt, Python 3.11).
+# Both targets bootstrap .venv from a bare Python; the pinned versions of constraints.txt need 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

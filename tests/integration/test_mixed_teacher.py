@@ -107,6 +107,28 @@ def test_checkpoint_brings_its_fusion_unless_overridden(trained):
     assert model.model.anomaly_map_generator.fusion == model.hparams["fusion"] == "normalized_product"
 
 
+def test_resumed_model_records_the_teachers_it_has(trained, build_model):
+    checkpoint = torch.load(trained[1].best_model_path, weights_only=False)
+    model = build_model(teacher_weights="imagenet")
+    model.on_load_checkpoint(checkpoint)
+    assert model.teacher_weights == model.hparams["teacher_weights"] == trained[0].teacher_weights
+    del checkpoint["anomalib_mixedteacher"]
+    with pytest.raises(ConfigurationError, match="not a MixedTeacher's: give one that MixedTeacher trained"):
+        model.on_load_checkpoint(checkpoint)
+
+
+def test_pure_half_precision_is_refused(tiny_model, datamodule, tmp_path):
+    engine = Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", precision="bf16-true")
+    with pytest.raises(ConfigurationError, match="use 16-mixed or bf16-mixed"):
+        engine.fit(model=tiny_model, datamodule=datamodule)
+
+
+def test_small_image_to_predict(trained, tmp_path):
+    Image.new("RGB", (31, 64)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match=r"small.png is 31 x 64 pixels, smaller than 32"):
+        trained[1].predict(model=trained[0], data_path=tmp_path / "small.png")
+
+
 @pytest.mark.parametrize("input_size", [None, (96, 96)])
 def test_onnx_and_openvino_agree_with_torch(trained, photo, tmp_path, input_size):
     model = without_post_processing(trained[0])
@@ -321,6 +343,8 @@ def test_grey_rgba_and_sixteen_bit_images_are_handled(tmp_path):
     }
     for name, picture in pictures.items():
         picture.save(tmp_path / f"{name}.png")
+    sixteen = (grey.astype(np.uint16) * 257).astype(">u2")
+    (tmp_path / "sixteen.pgm").write_bytes(b"P5\n64 64\n65535\n" + sixteen.tobytes())
     from anomalib.data import PredictDataset
 
     expected = read_image(tmp_path / "rgb.png", as_tensor=True)

@@ -43,9 +43,8 @@ class _PeerTeacher(Callback):
         assert isinstance(pl_module, AnomalibModule)
         transform = cast("PreProcessor", pl_module.pre_processor).transform
         assert transform is not None
-        images = torch.cat(
-            [transform(b) for b in sample_images(cast("DataLoader", trainer.train_dataloader), STATISTICS_IMAGES)]
-        )
+        batches = sample_images(cast("DataLoader", trainer.train_dataloader), STATISTICS_IMAGES)
+        images = torch.cat([transform(batch.to(pl_module.device)) for batch in batches])
         load_peer_teacher(pl_module, self.source, images)
 
 

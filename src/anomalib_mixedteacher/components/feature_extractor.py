@@ -54,13 +54,15 @@ class FeatureExtractor(nn.Module):
         self.out_indices = tuple(out_indices)
         try:
             with torch.device("meta"):
-                net = timm.create_model(backbone, features_only=True, out_indices=self.out_indices)
+                net: Any = timm.create_model(backbone, features_only=True, out_indices=self.out_indices)
         except RuntimeError as error:
             msg = f"Unknown backbone {backbone!r}; choose one that timm.list_models() lists."
             raise ConfigurationError(msg) from error
         except (AssertionError, IndexError) as error:
             msg = f"{backbone} has no stages {list(out_indices)}; choose stages from 0 to 4, shallow to deep."
             raise ConfigurationError(msg) from error
+        if hasattr(net, "blocks"):  # timm cuts ResNets behind the last stage in use, EfficientNets not
+            net.blocks = net.blocks[: max(info["stage"] for info in net.feature_info.get_dicts())]
         self.feature_info: Any = net.feature_info
         self.net: nn.Module = net.to_empty(device="cpu")
         initialize_weights(self.net)

@@ -37,7 +37,9 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
     """
     try:
         with Image.open(path) as image:
-            if not image.mode.startswith("I;16"):
+            # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
+            sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"})
+            if not sixteen:
                 return _anomalib_read_image(path, as_tensor=as_tensor)
             grey = np.asarray(image).astype(np.float64) / np.iinfo(np.uint16).max
     except FileNotFoundError:
@@ -66,6 +68,19 @@ def check_image(path: str | Path) -> None:
     except DECODE_ERRORS as error:
         raise _undecodable(path, error) from error
     check_size(path, height, width)
+
+
+def check_file_size(path: str | Path) -> None:
+    """Check an image file's size by its header.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        DataError: If a side is below 32 pixels.
+    """
+    with Image.open(path) as image:
+        check_size(path, image.height, image.width)
 
 
 def check_size(path: str | Path, height: int, width: int) -> None:

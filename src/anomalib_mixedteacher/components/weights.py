@@ -6,6 +6,7 @@ another shape is an error that names the file and the key.
 
 import hashlib
 import logging
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())
-        digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
+        digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -78,7 +79,8 @@ def _imagenet(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
         msg = (
             f"ImageNet weights of {tag} are neither in the cache nor reachable ({type(error).__name__}): connect once "
             "to fill the Hugging Face cache, or copy the cache from a connected machine (HF_HOME), or give "
-            "teacher_weights a path to a downloaded file, or use teacher_weights='texture', which needs no network."
+            "teacher_weights a path to downloaded files (teacher_weights='texture', which will need no network, comes "
+            "with a later version)."
         )
         raise WeightsError(msg) from error
     return f"timm {tag}", state
@@ -136,7 +138,10 @@ def _read(path: Path) -> StateDict:
         msg = f"The weights file {path} cannot be read ({error}): it is truncated or of another format; copy it again."
         raise WeightsError(msg) from error
     except Exception as error:  # pickle's own errors have no common base
-        msg = f"The weights file {path} holds more than tensors: save the plain state_dict instead."
+        if not zipfile.is_zipfile(path):
+            msg = f"The weights file {path} is no PyTorch file, or a truncated one: copy it again."
+        else:
+            msg = f"The weights file {path} holds more than tensors: save the plain state_dict instead."
         raise WeightsError(msg) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

@@ -102,6 +102,12 @@ def test_truncated_file(tmp_path, net, state, suffix):
         load(path, net)
 
 
+def test_file_that_is_no_weights_file(tmp_path, net):
+    (tmp_path / "w.pth").write_text("<!DOCTYPE html><title>404</title>")
+    with pytest.raises(WeightsError, match=r"w\.pth is no PyTorch file, or a truncated one: copy it again"):
+        load(tmp_path / "w.pth", net)
+
+
 def test_file_that_holds_code_is_refused(tmp_path, net):
     torch.save(resnet18(weights=None), tmp_path / "w.pth")  # a pickled module, not tensors
     with pytest.raises(WeightsError, match="state_dict"):

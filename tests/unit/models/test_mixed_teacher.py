@@ -127,6 +127,15 @@ def test_map_properties(features, fusion):
         torch.testing.assert_close(generator(*single, (64, 96))[0], result[index], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("fusion", ["product", "normalized_product"])
+def test_mixed_precision_does_not_round_the_map(features, fusion):
+    features = [{name: [f.float() for f in maps] for name, maps in x.items()} for x in features]
+    generator = AnomalyMapGenerator(fusion)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = generator(*features, (64, 96))
+    assert torch.equal(rounded, generator(*features, (64, 96)))
+
+
 def test_good_statistics_bring_good_maps_to_one(features):
     generator = AnomalyMapGenerator("normalized_product", sigma=0).double()
     batches = [features, (random_features(2, 1), random_features(3, 1))]

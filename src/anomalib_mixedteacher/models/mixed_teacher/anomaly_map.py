@@ -122,4 +122,9 @@ class AnomalyMapGenerator(nn.Module):
         Returns:
             Anomaly map of shape ``(B, 1, *image_size)``, non-negative, higher where more anomalous.
         """
-        return self.smoothing(self.fuse(self.teacher_maps(teacher, student, image_size)))
+        fused = self.fuse(self.teacher_maps(teacher, student, image_size))
+        if torch.compiler.is_compiling() or not torch.is_autocast_enabled(fused.device.type):
+            return self.smoothing(fused)
+        # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
+        with torch.autocast(fused.device.type, enabled=False):
+            return self.smoothing(fused)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.images import check_file_size
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
 from anomalib_mixedteacher.components.weights import fingerprint
@@ -46,8 +47,8 @@ class MixedTeacher(AnomalibModule):
 
     Args:
         teacher_weights: Where the teachers' weights come from when training starts: ``"imagenet"`` (timm's, from its
-            cache or the hub), ``"texture"`` (shipped with the package), ``"random"`` (tests and ablations), or a path
-            to a file or folder. A restored checkpoint holds its teachers and needs none of these.
+            cache or the hub), ``"texture"`` (reserved: this version ships none), ``"random"`` (tests and ablations), or
+            a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
         student_init: ``"scratch"``, or ``"teacher"`` to start the EfficientNet student from its teacher's weights, as
             the official code does.
         fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"`` or ``"normalized_product"``.
@@ -115,7 +116,14 @@ class MixedTeacher(AnomalibModule):
         self._statistics_step = -1
 
     def setup(self, stage: str) -> None:
-        """Train for ``max_epochs`` where the trainer was given no number of epochs."""
+        """Train for ``max_epochs`` where the trainer was given no number of epochs.
+
+        Raises:
+            ConfigurationError: If the trainer's precision is a pure half precision.
+        """
+        if str(self.trainer.precision) in {"16-true", "bf16-true"}:
+            msg = f"trainer.precision={self.trainer.precision} is too coarse: use 16-mixed or bf16-mixed instead."
+            raise ConfigurationError(msg)
         fit_loop = self.trainer.fit_loop
         if stage == "fit" and fit_loop.max_epochs == LIGHTNING_FALLBACK_EPOCHS and fit_loop.max_steps == -1:
             logger.info("No trainer.max_epochs given: training for this model's %d epochs.", self.max_epochs)
@@ -202,6 +210,16 @@ class MixedTeacher(AnomalibModule):
         if not loss.isnan():
             self.log("val_loss", loss, prog_bar=True)
         self._val_loss.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Predict a batch; see anomalib's ``AnomalibModule.predict_step``.
+
+        Raises:
+            DataError: If an image file has a side below 32 pixels; the resize of the pre-processor hides it otherwise.
+        """
+        for path in getattr(batch, "image_path", None) or ():
+            check_file_size(path)
+        return super().predict_step(batch, batch_idx, dataloader_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Configure Adam with a one-cycle schedule over the trainer's real number of steps.
@@ -303,6 +321,11 @@ class MixedTeacher(AnomalibModule):
         forgotten ``--model.fusion`` would silently combine one fusion's maps with another's thresholds.
         """
         super().on_load_checkpoint(checkpoint)
+        record = checkpoint.get("anomalib_mixedteacher")
+        if record is None:
+            msg = "This checkpoint is not a MixedTeacher's: give one that MixedTeacher trained."
+            raise ConfigurationError(msg)
+        self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
         saved = {name: checkpoint["hyper_parameters"][name] for name in MODEL_ARGUMENTS}
         differing = [name for name in MODEL_ARGUMENTS if _plain(saved[name]) != _plain(self.hparams[name])]
         if differing:
