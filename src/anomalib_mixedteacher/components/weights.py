@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.texture_weights import load_texture_teacher
 from anomalib_mixedteacher.components.torchvision_naming import from_torchvision, is_torchvision_naming
 from anomalib_mixedteacher.errors import WeightsError
 
@@ -79,8 +80,7 @@ def _imagenet(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
         msg = (
             f"ImageNet weights of {tag} are neither in the cache nor reachable ({type(error).__name__}): connect once "
             "to fill the Hugging Face cache, or copy the cache from a connected machine (HF_HOME), or give "
-            "teacher_weights a path to downloaded files (teacher_weights='texture', which will need no network, comes "
-            "with a later version)."
+            "teacher_weights a path to downloaded files, or use teacher_weights='texture', which needs no network."
         )
         raise WeightsError(msg) from error
     return f"timm {tag}", state
@@ -98,18 +98,9 @@ def _random(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
     return f"random, seed {RANDOM_SEED}", twin.state_dict()
 
 
-def _texture(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
-    del net
-    msg = (
-        f"This version ships no texture-trained weights for {backbone}: use teacher_weights='imagenet', "
-        "or a path to weights."
-    )
-    raise WeightsError(msg)
-
-
 SOURCES: dict[str, Callable[[str, nn.Module], tuple[str, StateDict]]] = {
     "imagenet": _imagenet,
-    "texture": _texture,
+    "texture": load_texture_teacher,
     "random": _random,
 }
 

@@ -1,0 +1,134 @@
+"""Pre-training: repeatable, resumable, each backbone on its own."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+
+from anomalib_mixedteacher.components.weights import load_teacher_weights
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.pretraining.__main__ import main
+from anomalib_mixedteacher.pretraining.objectives import OBJECTIVES
+from anomalib_mixedteacher.pretraining.recipe import Recipe
+from anomalib_mixedteacher.pretraining.trainer import Pretrainer
+
+TINY = {"steps": 4, "batch": 4, "size": 32, "canvas": 64, "bank": 6, "refresh": 2}
+
+
+def recipe(**changes):
+    return Recipe(**{**TINY, "backbones": ("resnet18",), **changes})
+
+
+def trained(tmp_path, name, **changes):
+    pretrainer = Pretrainer(recipe(**changes))
+    pretrainer.fit(tmp_path / name)
+    return pretrainer
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    weights = [trained(tmp_path, name, seed=seed).weights("resnet18") for name, seed in (("a", 7), ("b", 7), ("c", 8))]
+    assert_same(weights[0], weights[1])
+    assert not torch.equal(weights[0]["layer1.0.conv1.weight"], weights[2]["layer1.0.conv1.weight"])
+
+
+def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
+    whole = trained(tmp_path, "whole").weights("resnet18")
+    first = Pretrainer(recipe())
+    for _ in range(3):
+        first.train_step()
+    (tmp_path / "cut").mkdir()
+    first.save(tmp_path / "cut" / "state.pt")
+    assert_same(whole, trained(tmp_path, "cut").weights("resnet18"))
+
+
+def test_a_backbone_does_not_depend_on_the_other(tmp_path):
+    both = trained(tmp_path, "both", steps=1, backbones=("efficientnet_b0", "resnet18")).weights("resnet18")
+    assert_same(both, trained(tmp_path, "alone", steps=1).weights("resnet18"))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_moves_every_convolution(tmp_path, objective):
+    start = Pretrainer(recipe(objectives={objective: 1.0})).weights("resnet18")
+    end = trained(tmp_path, "run", objectives={objective: 1.0}).weights("resnet18")
+    still = [key for key, value in end.items() if "num_batches" not in key and torch.equal(value, start[key])]
+    assert not still
+
+
+def test_the_images_of_a_step_do_not_depend_on_earlier_steps():
+    straight, jumped = Pretrainer(recipe()), Pretrainer(recipe())
+    for step in range(3):
+        images = straight.scenes(step).images
+    assert torch.equal(images, jumped.scenes(2).images)
+
+
+def test_banks_come_back():
+    pretrainer = Pretrainer(recipe(banks=1, steps=8))
+    assert pretrainer.recipe.textures == 6
+    assert pretrainer.scenes(0).identity.max() < 6
+    assert pretrainer.scenes(7).identity.max() < 6
+    assert Pretrainer(recipe(steps=8)).scenes(7).identity.min() >= 18
+
+
+def test_schedule_rises_to_the_peak_and_falls_to_nothing():
+    pretrainer = Pretrainer(recipe(steps=100, learning_rate=1.0))
+    rates = [pretrainer.learning_rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[4] == rates[5] == 1.0
+    assert rates[52] == pytest.approx(0.5, abs=0.02)
+    assert rates[-1] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[5:]))
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path):
+    trained(tmp_path, "run", steps=1)
+    with pytest.raises(ConfigurationError, match="of another recipe: give the same arguments"):
+        trained(tmp_path, "run", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"banks": 0}, "banks must be 1 or more, not 0"),
+        ({"canvas": 63}, "canvas=63 at least twice"),
+        ({"size": 16}, "size=16 must be 32 or more"),
+        ({"objectives": {"colour": 1.0}}, "colour=1.0 is no objective"),
+        ({"objectives": {"defect": 0.0}}, "defect=0.0 is no objective"),
+        ({"objectives": {}}, "one objective or more"),
+        ({"backbones": ("vgg16",)}, "backbones from resnet18, efficientnet_b0"),
+    ],
+)
+def test_bad_recipes(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        recipe(**changes)
+
+
+def test_command_writes_weights_that_the_models_load(tmp_path, capsys):
+    options = [f"--{key}={value}" for key, value in TINY.items()]
+    arguments = ["--output", str(tmp_path / "out"), "--device=cpu", "--backbones", "resnet18", *options]
+    assert main(arguments) == 0
+    net = Pretrainer(recipe()).branches["resnet18"].extractor.net
+    state = load_teacher_weights("resnet18", str(tmp_path / "out"), net)
+    assert all(value.isfinite().all() for value in state.values())
+    entry = json.loads((tmp_path / "out" / "manifest.json").read_text())["teachers"]["resnet18"]
+    assert entry["recipe"] == recipe().as_json()
+    assert entry["layers"] == [1, 2]
+    assert [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [4]
+    # the same command again finds nothing to do, and another one is refused in a sentence
+    assert main(arguments) == 0
+    assert main([*arguments, "--seed=3"]) == 1
+    assert "another recipe" in capsys.readouterr().err
+
+
+def test_pretraining_does_not_import_anomalib():
+    code = "import sys, anomalib_mixedteacher.pretraining.__main__; print('anomalib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
