@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,13 +50,14 @@ class _PeerTeacher(Callback):
 
 
 def run(
-    name: str, datamodule: AnomalibDataModule, settings: argparse.Namespace, seed: int, **arguments: Any
+    name: str, datamodule: AnomalibDataModule, weights: str, settings: argparse.Namespace, seed: int, **arguments: Any
 ) -> list[dict[str, Any]]:
     """Train one model and evaluate it; a MixedTeacher once for each fusion asked for, since training needs none.
 
     Args:
         name: ``"MixedTeacher"``, ``"Stfpm"`` or ``"Patchcore"``.
         datamodule: The data; its training batch size is set to the model's own.
+        weights: Where the teachers' weights come from.
         settings: The parsed command line.
         seed: Seeds weights and batches.
         arguments: More arguments of the model.
@@ -63,17 +65,18 @@ def run(
     Returns:
         Metrics, seconds of training and the process's peak memory, with what they were measured on.
     """
-    lightning.seed_everything(seed)
+    lightning.seed_everything(seed, verbose=False)
     callbacks: list[Callback] = []
     size = (settings.image_size, settings.image_size)
+    common = describe(datamodule.name, weights, settings, seed)
     if name == "MixedTeacher":
         pre_processor = MixedTeacher.configure_pre_processor(size)
-        model: AnomalibModule = MixedTeacher(settings.teacher_weights, pre_processor=pre_processor, **arguments)
+        model: AnomalibModule = MixedTeacher(weights, pre_processor=pre_processor, **arguments)
     else:
-        arguments = {**ARGUMENTS.get(name, {}), **arguments}
         pre_processor = AnomalibModule.configure_pre_processor(size)
-        model = build_peer(name, pre_processor=pre_processor, **arguments)
-        callbacks.append(_PeerTeacher(settings.teacher_weights))
+        layers = {"layers": settings.peer_layers} if settings.peer_layers else {}
+        model = build_peer(name, pre_processor=pre_processor, **{**ARGUMENTS.get(name, {}), **layers, **arguments})
+        callbacks.append(_PeerTeacher(weights))
     datamodule.train_batch_size = BATCH.get(name, 32)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,36 +90,56 @@ def run(
         )
         engine.fit(model=model, datamodule=datamodule)
     seconds = time.perf_counter() - start
-    common = {
-        "data": datamodule.name,
-        "image_size": settings.image_size,
-        "teacher_weights": settings.teacher_weights,
-        "epochs": settings.epochs,
-        "seed": seed,
-        "version": __version__,
-    }
     rows = []
     for fusion in settings.fusions if isinstance(model, MixedTeacher) else [None]:
         if fusion is not None:
             arguments = {**arguments, "fusion": fusion}
             cast("MixedTeacher", model).model.anomaly_map_generator.fusion = fusion
-        metrics = summarize(predict(model.to("cpu"), datamodule))
+        metrics = summarize(predict(model.to("cpu"), datamodule), settings.pool)
         peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-        rows.append({"model": name, "arguments": arguments, **common, **metrics, "train_seconds": round(seconds)})
-        rows[-1]["process_peak_gib"] = peak
+        rows.append({"model": name, "arguments": arguments, **common, **metrics})
+        rows[-1] |= {"train_seconds": round(seconds), "process_peak_gib": peak, "version": __version__}
     return rows
 
 
+def describe(data: str, weights: str, settings: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Give everything but model and metrics that identifies a row."""
+    return {
+        "data": data,
+        "image_size": settings.image_size,
+        "teacher_weights": weights,
+        "epochs": settings.epochs,
+        "peer_layers": settings.peer_layers,
+        "seed": seed,
+    }
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Format results as a Markdown table, one row per run."""
-    skipped = {"arguments", "data", "image_size", "teacher_weights", "epochs", "version"}
-    keys = list(dict.fromkeys(key for row in rows for key in row if key not in skipped))
-    lines = ["| " + " | ".join(keys) + " |", "| " + " | ".join("---" for _ in keys) + " |"]
+    """Format results as a Markdown table: one line a model and teacher, mean and standard deviation over seeds."""
+    metrics = list(dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, float) and "gib" not in k))
+    lines = ["| " + " | ".join(["model", "teachers", "seeds", *metrics]) + " |", "| --- " * (len(metrics) + 3) + "|"]
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        label = {**row, "model": " ".join([row["model"], *(f"{k}={v}" for k, v in row["arguments"].items())])}
-        cells = [f"{label[k]:.3f}" if isinstance(label.get(k), float) else str(label.get(k, "")) for k in keys]
-        lines.append("| " + " | ".join(cells) + " |")
+        model = " ".join([row["model"], *(f"{key}={value}" for key, value in row["arguments"].items())])
+        cells.setdefault((model, row["teacher_weights"]), []).append(row)
+    for (model, weights), group in cells.items():
+        values = [torch.tensor([row[metric] for row in group if metric in row]) for metric in metrics]
+        texts = [_spread(value) for value in values]
+        lines.append("| " + " | ".join([model, Path(weights).name, str(len(group)), *texts]) + " |")
     return "\n".join(lines)
+
+
+def _spread(values: torch.Tensor) -> str:
+    if not len(values):
+        return ""
+    return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+
+
+def _finished(output: Path | None) -> list[dict[str, Any]]:
+    """Rows that an earlier, interrupted call left behind."""
+    if output is None or not output.exists():
+        return []
+    return [json.loads(line) for line in output.read_text().splitlines() if line]
 
 
 def main() -> int:
@@ -127,36 +150,52 @@ def main() -> int:
     parser.add_argument(
         "--models", nargs="+", default=["MixedTeacher", "Stfpm", "Patchcore"], metavar="MODEL[:key=value,...]"
     )
-    parser.add_argument("--teacher-weights", default="imagenet")
+    parser.add_argument("--teacher-weights", nargs="+", default=["imagenet"], metavar="SOURCE")
+    parser.add_argument("--peer-layers", nargs="+", help="layers of Stfpm and Patchcore; texture teachers have two")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=100, help="for the models that are trained in epochs")
     parser.add_argument("--fusions", nargs="+", default=["normalized_product"], help="of MixedTeacher")
+    parser.add_argument("--pool", nargs="+", default=[], help="kinds of defect to take together in one more column")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--progress", action="store_true", help="show a progress bar")
-    parser.add_argument("--output", type=Path, help="append each result to this file, as a line of JSON")
+    parser.add_argument("--output", type=Path, help="file to append results to; what it holds is not run again")
     settings = parser.parse_args()
-    rows = []
+    earlier = _finished(settings.output)
+    rows: list[dict[str, Any]] = []
     try:
-        for seed in settings.seeds:
-            for model in settings.models:
-                name, _, pairs = model.partition(":")
-                arguments = {k: json.loads(v) for k, v in (pair.split("=") for pair in pairs.split(",") if pair)}
-                datamodule = (
-                    MagneticTile(root=settings.root, seed=seed)
-                    if settings.data == "MagneticTile"
-                    else SyntheticTextures(seed=seed)
-                )
-                for row in run(name, datamodule, settings, seed, **arguments):
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
-                    if settings.output:
-                        with settings.output.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
+        for seed, weights, model in product(settings.seeds, settings.teacher_weights, settings.models):
+            name, _, pairs = model.partition(":")
+            arguments = {k: json.loads(v) for k, v in (pair.split("=") for pair in pairs.split(",") if pair)}
+            datamodule = (
+                MagneticTile(root=settings.root, seed=seed)
+                if settings.data == "MagneticTile"
+                else SyntheticTextures(seed=seed)
+            )
+            wanted = {"model": name, **describe(datamodule.name, weights, settings, seed)}
+            results = [row for row in earlier if _is_of(row, wanted, arguments)]
+            if not results:
+                results = run(name, datamodule, weights, settings, seed, **arguments)
+                _append(results, settings.output)
+            rows += results
     except MixedTeacherError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
     print(markdown(rows))
     return 0
+
+
+def _is_of(row: dict[str, Any], wanted: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    """Whether a row is the result of a model with these arguments, whatever its fusion."""
+    own = {key: value for key, value in row["arguments"].items() if key != "fusion" or key in arguments}
+    return own == arguments and all(row.get(key) == value for key, value in wanted.items())
+
+
+def _append(rows: list[dict[str, Any]], output: Path | None) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    print(lines, end="", flush=True)
+    if output:
+        with output.open("a") as file:
+            file.write(lines)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ anomalib's evaluator sees scores after normalisation, which clamps them to [0, 1
 validation ties, and its AUROC depends on the validation set. Here scores are taken as the model gives them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,21 +58,25 @@ def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Prediction
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 
 
-def summarize(predictions: Predictions) -> dict[str, float]:
+def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, float]:
     """Compute AUROC over images, over pixels, and over images for each kind of defect.
 
     Args:
         predictions: What :func:`predict` returned.
+        pool: Kinds of defect to take together in one more image AUROC.
 
     Returns:
-        ``image_AUROC``, ``pixel_AUROC`` and one entry per kind of defect, each in ``[0, 1]``.
+        ``image_AUROC``, ``pixel_AUROC``, the pool's (named by its kinds, joined by ``+``) and one entry per kind of
+        defect, each in ``[0, 1]``.
     """
     p = predictions
     result = {
         "image_AUROC": binary_auroc(p.scores, p.labels).item(),
         "pixel_AUROC": binary_auroc(p.maps.flatten(), p.masks.flatten()).item(),
     }
-    for kind in sorted(set(p.kinds) - {"good"}):
-        chosen = torch.tensor([k in {"good", kind} for k in p.kinds])
-        result[kind] = binary_auroc(p.scores[chosen], p.labels[chosen]).item()
+    groups = {"+".join(pool): set(pool)} if pool else {}
+    groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {"good"})}
+    for name, kinds in groups.items():
+        chosen = torch.tensor([kind == "good" or kind in kinds for kind in p.kinds])
+        result[name] = binary_auroc(p.scores[chosen], p.labels[chosen]).item()
     return result

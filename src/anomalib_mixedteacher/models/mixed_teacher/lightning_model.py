@@ -47,8 +47,8 @@ class MixedTeacher(AnomalibModule):
 
     Args:
         teacher_weights: Where the teachers' weights come from when training starts: ``"imagenet"`` (timm's, from its
-            cache or the hub), ``"texture"`` (reserved: this version ships none), ``"random"`` (tests and ablations), or
-            a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
+            cache or the hub), ``"texture"`` (shipped with this package, no network), ``"random"`` (tests and ablations),
+            or a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
         student_init: ``"scratch"``, or ``"teacher"`` to start the EfficientNet student from its teacher's weights, as
             the official code does.
         fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"`` or ``"normalized_product"``.
