@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
     from anomalib_mixedteacher.data import MagneticTile, SyntheticTextures
     from anomalib_mixedteacher.models import MixedTeacher
 
-__all__ = ["MagneticTile", "MixedTeacher", "SyntheticTextures", "__version__"]
+__all__ = ["MagneticTile", "MixedTeacher", "NormalCalibratedPostProcessor", "SyntheticTextures", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

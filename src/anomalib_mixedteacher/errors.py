@@ -22,3 +22,7 @@ class WeightsError(MixedTeacherError, RuntimeError):
 
 class TeacherNotLoadedError(WeightsError):
     """The model was used before its teachers received weights."""
+
+
+class CalibrationError(MixedTeacherError, ValueError):
+    """A threshold cannot be found from the good images at hand."""

@@ -10,6 +10,7 @@ from importlib import import_module
 
 # Name -> defining module. Not the packages that re-export the names: the hook may run while these are being imported.
 MODELS = {"MixedTeacher": "models.mixed_teacher.lightning_model"}
+COMPONENTS = {"NormalCalibratedPostProcessor": "calibration.post_processor"}
 DATAMODULES = {"MagneticTile": "data.magnetic_tile", "SyntheticTextures": "data.synthetic_textures"}
 
 
@@ -29,7 +30,7 @@ def register() -> None:
 
 def public(name: str) -> object:
     """Resolve one of the package's public names."""
-    return getattr(import_module(f"{__package__}.{(MODELS | DATAMODULES)[name]}"), name)
+    return getattr(import_module(f"{__package__}.{(MODELS | COMPONENTS | DATAMODULES)[name]}"), name)
 
 
 def _read_sixteen_bits() -> None:

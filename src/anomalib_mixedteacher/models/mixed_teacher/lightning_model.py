@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.components.images import check_file_size
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
@@ -33,6 +34,7 @@ from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherM
 
 logger = logging.getLogger(__name__)
 
+_CALIBRATED = "post_processor.image_scores"
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 LIGHTNING_FALLBACK_EPOCHS = 1000
 MODEL_ARGUMENTS = ("resnet_layers", "efficientnet_layers", "student_init", "fusion", "sigma")
@@ -47,8 +49,8 @@ class MixedTeacher(AnomalibModule):
 
     Args:
         teacher_weights: Where the teachers' weights come from when training starts: ``"imagenet"`` (timm's, from its
-            cache or the hub), ``"texture"`` (shipped with this package, no network), ``"random"`` (tests and ablations),
-            or a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
+            cache or the hub), ``"texture"`` (shipped with this package, no network), ``"random"`` (tests and
+            ablations), or a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
         student_init: ``"scratch"``, or ``"teacher"`` to start the EfficientNet student from its teacher's weights, as
             the official code does.
         fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"`` or ``"normalized_product"``.
@@ -320,6 +322,10 @@ class MixedTeacher(AnomalibModule):
         On the command line a checkpoint is loaded into a model built from that command's arguments. Without this, a
         forgotten ``--model.fusion`` would silently combine one fusion's maps with another's thresholds.
         """
+        if _CALIBRATED in checkpoint["state_dict"] and not isinstance(
+            self.post_processor, NormalCalibratedPostProcessor
+        ):
+            self.post_processor = NormalCalibratedPostProcessor()  # its settings follow from the checkpoint
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher")
         if record is None:

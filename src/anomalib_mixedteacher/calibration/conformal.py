@@ -1,0 +1,153 @@
+"""Split-conformal calibration: thresholds and p-values from the scores of held-out good images.
+
+If calibration images and future good images are exchangeable, a future good image's score is as likely to take any
+place among the calibration scores as any other. So the k-th smallest of n scores is exceeded by a share of good images
+that averages ``1 - k / (n + 1)`` at most, whatever the scores' distribution (Vovk, Gammerman, Shafer 2005, ch. 2; Lei
+et al. 2018, theorem 2.1). An alarm is a score *above* the threshold, so ties only make it rarer.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anomalib_mixedteacher.errors import CalibrationError
+
+FAR_OUT = 3.0  # Tukey's fence for values that are "far out", in interquartile ranges
+
+
+def check_alarm_rate(alarm_rate: float) -> float:
+    """Refuse a budget that is no share.
+
+    Args:
+        alarm_rate: Share of good images that may raise an alarm.
+
+    Returns:
+        The budget.
+
+    Raises:
+        CalibrationError: If it is not above 0 and below 1.
+    """
+    if not 0 < alarm_rate < 1:
+        msg = f"An alarm rate of {alarm_rate} makes no sense: give a share above 0 and below 1, such as 0.01."
+        raise CalibrationError(msg)
+    return alarm_rate
+
+
+def check_scores(scores: ArrayLike) -> NDArray[np.float64]:
+    """Check calibration scores and sort them.
+
+    Args:
+        scores: Scores of good images, one dimension.
+
+    Returns:
+        The scores in ascending order.
+
+    Raises:
+        CalibrationError: If there are none, or if one is not finite.
+    """
+    values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    if not values.size:
+        msg = (
+            "There are no good images to calibrate on: give a folder of good images that the model was not trained on."
+        )
+        raise CalibrationError(msg)
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        msg = f"{bad} of {values.size} calibration scores are not finite: the model is broken, train it again."
+        raise CalibrationError(msg)
+    return values
+
+
+def conformal_rank(n: int, alarm_rate: float) -> int:
+    """Find which calibration score is the threshold: the ``ceil((n + 1) * (1 - alarm_rate))``-th smallest.
+
+    Args:
+        n: Number of calibration scores, 1 or more.
+        alarm_rate: Share of good images that may raise an alarm, above 0 and below 1.
+
+    Returns:
+        The rank, from 1 to ``n``; ``n + 1`` if ``n`` is too small for the budget.
+
+    Raises:
+        CalibrationError: If the budget is out of range.
+    """
+    # As the decimal that was written: 0.07 as a binary float lies a little beside it, enough to move a ceiling.
+    budget = Fraction(str(check_alarm_rate(alarm_rate)))
+    return math.ceil((n + 1) * (1 - budget))
+
+
+def smallest_alarm_rate(n: int) -> float:
+    """Give the smallest budget that ``n`` calibration images can promise, ``1 / (n + 1)``."""
+    return 1 / (n + 1)
+
+
+def images_needed(alarm_rate: float) -> int:
+    """Give the number of calibration images that a budget takes."""
+    return math.ceil(1 / Fraction(str(check_alarm_rate(alarm_rate)))) - 1
+
+
+def conformal_threshold(scores: ArrayLike, alarm_rate: float) -> float:
+    """Find the threshold that a share of at most ``alarm_rate`` of good images exceeds, on average over calibrations.
+
+    Args:
+        scores: Scores of held-out good images.
+        alarm_rate: Share of good images that may raise an alarm.
+
+    Returns:
+        The threshold; an alarm is a score above it.
+
+    Raises:
+        CalibrationError: If the scores are empty or not finite, or too few for the budget; the message tells the
+            smallest budget that they allow and the number of images that the budget takes.
+    """
+    values = check_scores(scores)
+    rank = conformal_rank(values.size, alarm_rate)
+    if rank > values.size:
+        msg = (
+            f"An alarm rate of {alarm_rate} takes {images_needed(alarm_rate)} good calibration images, but there are "
+            f"{values.size}: add images, allow a rate of {_rounded_up(smallest_alarm_rate(values.size))} or more, or "
+            "ask for the tail fit, which estimates beyond the data."
+        )
+        raise CalibrationError(msg)
+    return float(values[rank - 1])
+
+
+def p_value(score: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    """Give the conformal p-value: how likely a good image has a score at least as high.
+
+    Args:
+        score: Scores to judge, of any shape.
+        scores: Scores of held-out good images.
+
+    Returns:
+        ``(1 + #{calibration >= score}) / (n + 1)``, of the shape of ``score``, in ``[1 / (n + 1), 1]``. An alarm at
+        budget ``a`` is a p-value of ``a`` or less.
+    """
+    values = check_scores(scores)
+    reached = values.size - np.searchsorted(values, np.asarray(score, dtype=np.float64), side="left")
+    return (1 + reached) / (values.size + 1)
+
+
+def suspects(scores: ArrayLike) -> NDArray[np.intp]:
+    """Find calibration images that do not look good: far above the others.
+
+    Args:
+        scores: Scores of the calibration images, in their order.
+
+    Returns:
+        Positions of scores more than three interquartile ranges above the upper quartile (Tukey 1977, "far out"),
+        highest first.
+    """
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    check_scores(values)
+    low, high = np.quantile(values, [0.25, 0.75])
+    far = np.flatnonzero(values > high + FAR_OUT * (high - low))
+    return far[np.argsort(-values[far])]
+
+
+def _rounded_up(rate: float) -> str:
+    """Write a rate with two digits, so that what is written is still reachable."""
+    scale = 10 ** (1 - math.floor(math.log10(rate)))
+    return f"{math.ceil(rate * scale - 1e-9) / scale:g}"

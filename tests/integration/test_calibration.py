@@ -1,0 +1,119 @@
+"""Thresholds from good images alone, through anomalib's Engine: training, checkpoint, export, other models."""
+
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.deploy import OpenVINOInferencer
+from anomalib.engine import Engine
+from anomalib.models import Stfpm
+from anomalib.pre_processing import PreProcessor
+
+from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
+from anomalib_mixedteacher.benchmark.peers import build_peer
+from anomalib_mixedteacher.calibration.conformal import conformal_threshold
+from anomalib_mixedteacher.errors import DataError
+
+
+def good_only(image_folder, **arguments):
+    return Folder(
+        "tiny", root=image_folder, normal_dir="good_test", test_split_mode="none", val_split_mode="none",
+        train_batch_size=2, num_workers=0, seed=0, **arguments,
+    )  # fmt: skip
+
+
+def raw_scores(model, dataset):
+    images = torch.stack([dataset[index].image for index in range(len(dataset))])
+    model.eval()
+    with torch.no_grad():
+        # not the pre-processor's forward, in which anomalib's own resizes without antialiasing
+        return model.model(model.pre_processor.transform(images)).pred_score.flatten()
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, build_model, tmp_path_factory):
+    """A model trained and calibrated on good images only."""
+    datamodule = good_only(image_folder)
+    model = build_model(post_processor=NormalCalibratedPostProcessor(alarm_rate=0.34, held_out=0.34, min_area=4))
+    engine = Engine(
+        max_epochs=2, default_root_dir=tmp_path_factory.mktemp("calibrated"), accelerator="cpu", logger=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
+    engine.fit(model=model, datamodule=datamodule)
+    return model, engine, datamodule
+
+
+def test_training_images_are_set_aside_and_never_trained_on(trained):
+    model, _, datamodule = trained
+    train, held = (set(part.samples.image_path) for part in (datamodule.train_data, datamodule.val_data))
+    assert len(held) == 2
+    assert len(train) == 4
+    assert not train & held
+    assert model.post_processor.image_scores.numel() == 2
+
+
+def test_threshold_is_that_of_the_final_model_on_the_held_out_images(trained):
+    model, _, datamodule = trained
+    scores = raw_scores(model, datamodule.val_data)
+    torch.testing.assert_close(model.post_processor.image_scores, scores)
+    assert model.post_processor.image_threshold.item() == pytest.approx(conformal_threshold(scores, 0.34), rel=1e-5)
+
+
+def test_checkpoint_brings_the_thresholds_even_into_a_model_with_anomalibs_post_processor(trained, build_model):
+    model, engine, _ = trained
+    restored = MixedTeacher.load_from_checkpoint(engine.best_model_path, map_location="cpu")
+    assert isinstance(restored.post_processor, NormalCalibratedPostProcessor)
+    assert restored.post_processor.alarm_rate == 0.34
+    assert torch.equal(restored.post_processor.image_scores, model.post_processor.image_scores)
+    assert torch.equal(restored.post_processor.image_threshold, model.post_processor.image_threshold)
+
+
+def test_openvino_decides_alike(trained, image_folder, tmp_path):
+    model, engine, _ = trained
+    path = engine.export(model=model, export_type="openvino", export_root=tmp_path, onnx_kwargs={"verbose": False})
+    inferencer = OpenVINOInferencer(path, config={"INFERENCE_PRECISION_HINT": "f32"})
+    for image in [
+        *sorted((image_folder / "bad").glob("*.png"))[:2],
+        *sorted((image_folder / "good").glob("*.png"))[:2],
+    ]:
+        exported = inferencer.predict(image)
+        (expected,) = engine.predict(model=model, data_path=image)
+        assert exported.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=1e-4)
+        if abs(expected.pred_score.item() - 0.5) > 1e-3:
+            assert bool(exported.pred_label.item()) == bool(expected.pred_label.item())
+
+
+def test_defects_in_the_validation_set_are_not_looked_at(datamodule, engine, build_model):
+    model = build_model(post_processor=NormalCalibratedPostProcessor(alarm_rate=0.3))
+    engine.fit(model=model, datamodule=datamodule)
+    good = int((datamodule.val_data.samples.label_index == 0).sum())
+    assert 0 < good < len(datamodule.val_data)
+    assert model.post_processor.image_scores.numel() == good
+
+
+def test_any_anomalib_model(image_folder, tmp_path):
+    size = (64, 64)
+    model = build_peer(
+        "Stfpm",
+        layers=["layer1", "layer2"],
+        post_processor=NormalCalibratedPostProcessor(alarm_rate=0.34, held_out=0.34),
+        pre_processor=Stfpm.configure_pre_processor(size),
+    )
+    assert isinstance(model.pre_processor, PreProcessor)
+    datamodule = good_only(image_folder)
+    Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False).fit(
+        model=model, datamodule=datamodule
+    )
+    torch.testing.assert_close(model.post_processor.image_scores, raw_scores(model, datamodule.val_data))
+
+
+def test_one_training_image_cannot_be_parted(image_folder, tmp_path, build_model, engine):
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "0.png").write_bytes((image_folder / "good" / "0.png").read_bytes())
+    model = build_model(post_processor=NormalCalibratedPostProcessor())
+    with pytest.raises(DataError, match="1 training images are too few to set some aside for the threshold"):
+        engine.fit(
+            model=model,
+            datamodule=Folder(
+                "one", root=tmp_path, normal_dir="single", test_split_mode="none", val_split_mode="none", num_workers=0
+            ),
+        )

@@ -1,0 +1,148 @@
+"""Conformal thresholds and p-values: ranks counted by hand, guarantees by simulation, bad input refused."""
+
+import math
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from anomalib_mixedteacher.calibration.conformal import (
+    conformal_rank,
+    conformal_threshold,
+    images_needed,
+    p_value,
+    smallest_alarm_rate,
+    suspects,
+)
+from anomalib_mixedteacher.errors import CalibrationError
+
+
+@pytest.mark.parametrize(
+    ("n", "alarm_rate", "rank"),
+    [
+        (1, 0.5, 1),
+        (1, 0.49, 2),  # too few
+        (2, 0.5, 2),
+        (2, 0.34, 2),
+        (2, 0.33, 3),
+        (19, 0.05, 19),
+        (19, 0.049, 20),
+        (19, 0.1, 18),
+        (20, 0.05, 20),
+        (20, 0.1, 19),
+        (99, 0.01, 99),
+        (99, 0.009, 100),
+        (99, 0.07, 93),
+        (100, 0.01, 100),
+        (100, 0.2, 81),
+    ],
+)
+def test_rank(n, alarm_rate, rank):
+    assert conformal_rank(n, alarm_rate) == rank
+    if rank <= n:
+        assert conformal_threshold(np.arange(1, n + 1), alarm_rate) == rank
+    else:
+        with pytest.raises(CalibrationError, match=f"takes {images_needed(alarm_rate)} good .* there are {n}: add"):
+            conformal_threshold(np.arange(1, n + 1), alarm_rate)
+
+
+def test_rank_is_the_smallest_that_keeps_the_budget():
+    """At most (n + 1) * a of the n + 1 places a new score can take may lie above the threshold."""
+    for n in (1, 2, 3, 19, 20, 57, 99, 100):
+        for percent in range(1, 100):
+            rank = conformal_rank(n, percent / 100)
+            budget = (n + 1) * Fraction(percent, 100)
+            assert n + 1 - rank <= budget
+            assert n + 2 - rank > budget
+
+
+@pytest.mark.parametrize("alarm_rate", [0.5, 0.1, 0.05, 0.02, 0.01, 0.003, 0.07])
+def test_images_needed_is_where_the_budget_becomes_reachable(alarm_rate):
+    n = images_needed(alarm_rate)
+    assert conformal_rank(n, alarm_rate) <= n
+    assert conformal_rank(n - 1, alarm_rate) > n - 1
+    assert smallest_alarm_rate(n) <= alarm_rate + 1e-12
+
+
+@pytest.mark.parametrize("n", range(1, 99))
+def test_the_rate_that_the_message_names_is_reachable(n):
+    with pytest.raises(CalibrationError) as caught:
+        conformal_threshold(np.arange(n), 0.001)
+    named = float(re.search(r"a rate of (\S+) or more", str(caught.value)).group(1))
+    assert conformal_rank(n, named) <= n
+    assert named < 1.1 * smallest_alarm_rate(n)
+
+
+def test_order_does_not_matter():
+    assert conformal_threshold([3, 1, 2, 5, 4], 0.4) == conformal_threshold([5, 4, 3, 2, 1], 0.4) == 4
+
+
+def test_ties_and_constant_scores_raise_no_alarm():
+    scores = np.full(50, 0.7)
+    threshold = conformal_threshold(scores, 0.02)
+    assert threshold == 0.7
+    assert not (scores > threshold).any()
+    assert p_value(0.7, scores) == 1
+    assert p_value(0.70001, scores) == pytest.approx(1 / 51)
+    assert not suspects(scores).size
+
+
+def test_one_image():
+    assert conformal_threshold([0.3], 0.5) == 0.3
+    assert p_value([0.2, 0.3, 0.4], [0.3]).tolist() == [1.0, 1.0, 0.5]
+    with pytest.raises(CalibrationError, match=r"takes 99 .* there are 1: add images, allow a rate of 0.5 or more"):
+        conformal_threshold([0.3], 0.01)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_are_refused(bad):
+    for call in (lambda s: conformal_threshold(s, 0.5), lambda s: p_value(0.1, s), suspects):
+        with pytest.raises(CalibrationError, match="1 of 3 calibration scores are not finite"):
+            call([0.1, bad, 0.2])
+
+
+def test_no_scores_are_refused():
+    for call in (lambda s: conformal_threshold(s, 0.5), lambda s: p_value(0.1, s), suspects):
+        with pytest.raises(CalibrationError, match="no good images to calibrate on: give a folder"):
+            call([])
+
+
+@pytest.mark.parametrize("alarm_rate", [0, 1, -0.1, 1.5, math.nan])
+def test_budgets_that_are_no_share_are_refused(alarm_rate):
+    with pytest.raises(CalibrationError, match="makes no sense: give a share above 0 and below 1"):
+        conformal_threshold([1, 2, 3], alarm_rate)
+
+
+@pytest.mark.parametrize("n", [19, 50, 99])
+@pytest.mark.parametrize("alarm_rate", [0.05, 0.2])
+def test_realised_rate_averages_at_the_budget_or_below(n, alarm_rate):
+    """The mean share over calibrations is known exactly: 1 - rank / (n + 1)."""
+    rng = np.random.default_rng(0)
+    draws = 4000
+    calibration = rng.exponential(size=(draws, n))
+    thresholds = np.array([conformal_threshold(scores, alarm_rate) for scores in calibration])
+    realised = np.exp(-thresholds)  # the exact share above, for this distribution
+    expected = 1 - conformal_rank(n, alarm_rate) / (n + 1)
+    assert expected <= alarm_rate + 1e-12
+    assert realised.mean() == pytest.approx(expected, abs=4 * realised.std() / math.sqrt(draws))
+
+
+def test_p_value_counts():
+    scores = np.array([0.1, 0.2, 0.2, 0.4])
+    for score in (0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5):
+        assert p_value(score, scores) == (1 + sum(s >= score for s in scores)) / 5
+
+
+def test_alarm_and_p_value_agree():
+    rng = np.random.default_rng(1)
+    scores, new = rng.normal(size=99), rng.normal(size=1000)
+    for alarm_rate in (0.01, 0.05, 0.3):
+        assert ((new > conformal_threshold(scores, alarm_rate)) == (p_value(new, scores) <= alarm_rate + 1e-12)).all()
+
+
+def test_suspects_are_found_highest_first():
+    scores = np.random.default_rng(0).normal(1.0, 0.1, size=60)
+    assert not suspects(scores).size
+    scores[7], scores[40] = 5.0, 9.0
+    assert suspects(scores).tolist() == [40, 7]
