@@ -1,18 +1,21 @@
-"""Rank candidate teachers in a minute each, without training: how far are a defect's features from good ones?
+"""Rank candidate teachers in a minute each: how far are a defect's features from good ones?
 
 The nearest-neighbour distance of local features to those of good images, as PatchCore measures it (Roth et al. 2022),
-on the model's own layers. Run ``python -m anomalib_mixedteacher.benchmark.probe --help``.
+on the model's own layers; or, with ``--epochs``, the distance of a student distilled from this teacher alone.
+Run ``python -m anomalib_mixedteacher.benchmark.probe --help``.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from anomalib.data import AnomalibDataset
 from torch.nn import functional as F
 
 from anomalib_mixedteacher import MagneticTile
+from anomalib_mixedteacher.benchmark.distill import distance_maps, distill
 from anomalib_mixedteacher.benchmark.scores import Predictions, summarize
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
@@ -20,6 +23,7 @@ from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.errors import MixedTeacherError
 from anomalib_mixedteacher.pretraining.recipe import LAYERS
 
+MEMORY_SIZE = 10_000
 _BATCH = 16
 
 
@@ -46,43 +50,63 @@ def nearest_distance(queries: torch.Tensor, memory: torch.Tensor) -> torch.Tenso
     return (queries.square().sum(dim=1) + smallest).clamp_min(0)
 
 
-def probe(
-    teacher: Teacher, train: AnomalibDataset, test: AnomalibDataset, image_size: int, memory_size: int = 10_000
-) -> Predictions:
-    """Score a data set by the distance of its local features to those of good images.
+MapFunction = Callable[[torch.Tensor], torch.Tensor]
+
+
+def nearest_neighbour_maps(teacher: Teacher, train: AnomalibDataset, image_size: int) -> MapFunction:
+    """Remember local features of good images, and measure the distance to them.
 
     Args:
         teacher: A loaded teacher.
         train: Good images.
+        image_size: Side to which images are resized, in pixels.
+
+    Returns:
+        Function from normalised images ``(B, 3, H, W)`` to maps ``(B, 1, h, w)`` of squared distances.
+    """
+    generator = torch.Generator().manual_seed(0)
+    share = -(-MEMORY_SIZE // len(train))
+    memory = []
+    for images, _, _ in _batches(train, image_size):
+        descriptors = describe(teacher, images).permute(0, 2, 3, 1).flatten(1, 2)
+        memory += [d[torch.randperm(len(d), generator=generator)[:share]] for d in descriptors]
+    bank = torch.cat(memory)
+
+    def maps(images: torch.Tensor) -> torch.Tensor:
+        found = describe(teacher, images)
+        size = found.shape[-2:]
+        return torch.stack([nearest_distance(d.flatten(1).T, bank).reshape(1, *size) for d in found])
+
+    return maps
+
+
+def distilled_maps(teacher: Teacher, train: AnomalibDataset, image_size: int, epochs: int) -> MapFunction:
+    """Distil a student on good images, and measure its distance to the teacher; see :mod:`.distill`."""
+    images = torch.cat([batch for batch, _, _ in _batches(train, image_size)])
+    return partial(distance_maps, teacher, distill(teacher, images, epochs))
+
+
+def score(maps: MapFunction, test: AnomalibDataset, image_size: int) -> Predictions:
+    """Score a data set by smoothed maps and their maximum, as MixedTeacher does.
+
+    Args:
+        maps: Function from normalised images to maps.
         test: Images to score, with masks.
         image_size: Side to which images are resized, in pixels.
-        memory_size: Positions of good images to compare with, drawn at random with a fixed seed.
 
     Returns:
         Scores and maps.
     """
-    generator = torch.Generator().manual_seed(0)
-    share = -(-memory_size // len(train))
-    memory = []
-    for images, _, _ in _batches(train, image_size):
-        descriptors = describe(teacher, images).permute(0, 2, 3, 1).flatten(1, 2)
-        for positions in descriptors:
-            memory.append(positions[torch.randperm(len(positions), generator=generator)[:share]])  # noqa: PERF401
-    bank = torch.cat(memory)
     smooth = gaussian_smoothing(4.0)
-    scores, maps, labels, masks = [], [], [], []
+    scores, found, labels, masks = [], [], [], []
     for images, mask, label in _batches(test, image_size):
-        descriptors = describe(teacher, images)
-        size = descriptors.shape[-2:]
-        distances = torch.stack([nearest_distance(d.flatten(1).T, bank).reshape(size) for d in descriptors])
-        upsampled = F.interpolate(distances[:, None], size=(image_size, image_size), mode="bilinear")
-        maps.append(smooth(upsampled)[:, 0])
-        scores.append(maps[-1].amax(dim=(1, 2)))
+        upsampled = F.interpolate(maps(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
+        found.append(smooth(upsampled)[:, 0])
+        scores.append(found[-1].amax(dim=(1, 2)))
         labels.append(label)
         masks.append(mask)
-    return Predictions(
-        torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), list(test.samples.label)
-    )
+    kinds = list(test.samples.label)
+    return Predictions(torch.cat(scores), torch.cat(found), torch.cat(labels), torch.cat(masks), kinds)
 
 
 def _batches(data: AnomalibDataset, image_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -107,6 +131,7 @@ def main() -> int:
     parser.add_argument("--teacher-weights", nargs="+", default=["random", "texture"], metavar="SOURCE")
     parser.add_argument("--backbones", nargs="+", default=list(LAYERS), metavar="NAME")
     parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=0, help="distil for so many epochs instead of remembering")
     parser.add_argument("--split", choices=["val", "test"], default="val", help="choose on val, report on test")
     parser.add_argument("--pool", nargs="+", default=["blowhole", "break", "crack", "fray"])
     parser.add_argument("--seed", type=int, default=0, help="of the split")
@@ -122,7 +147,12 @@ def main() -> int:
                 if source == "random":
                     images = next(_batches(datamodule.train_data, settings.image_size))[0]
                     teacher.set_normalization_statistics(images)
-                found = summarize(probe(teacher, datamodule.train_data, test, settings.image_size), settings.pool)
+                maps = (
+                    distilled_maps(teacher, datamodule.train_data, settings.image_size, settings.epochs)
+                    if settings.epochs
+                    else nearest_neighbour_maps(teacher, datamodule.train_data, settings.image_size)
+                )
+                found = summarize(score(maps, test, settings.image_size), settings.pool)
                 print(f"{source} {backbone}", {key: round(value, 3) for key, value in found.items()}, flush=True)
     except MixedTeacherError as error:
         print(f"probe: {error}", file=sys.stderr)
