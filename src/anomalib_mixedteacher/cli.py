@@ -1,7 +1,7 @@
-"""The package's own command: ``mixedteacher train|test|predict|export``.
+"""The package's own command: ``mixedteacher train|test|predict|export|calibrate``.
 
-Same arguments and configuration files as anomalib's commands, with two differences: only the parser of the command at
-hand is built, and an error made by the user ends in its one sentence instead of a traceback.
+The first four take the same arguments and configuration files as anomalib's commands, with two differences: only the
+parser of the command at hand is built, and an error made by the user ends in its one sentence instead of a traceback.
 """
 
 import re
@@ -13,8 +13,9 @@ COMMANDS = {
     "test": "Test a checkpoint.",
     "predict": "Predict an image or a folder with a checkpoint.",
     "export": "Export a checkpoint to ONNX, OpenVINO or torch.",
+    "calibrate": "Set a checkpoint's thresholds from good images and a budget for false alarms.",
 }
-USAGE = """usage: mixedteacher {train,test,predict,export} [options]
+USAGE = """usage: mixedteacher {train,test,predict,export,calibrate} [options]
 
 {commands}
 
@@ -46,7 +47,12 @@ def main(args: Sequence[str] | None = None) -> int:
     from anomalib_mixedteacher.errors import MixedTeacherError
 
     try:
-        _run(args[0], _with_default_model(args))
+        if args[0] == "calibrate":
+            from anomalib_mixedteacher.calibration import recalibrate
+
+            recalibrate.main(args[1:])
+        else:
+            _run(args[0], _with_default_model(args))
     except MixedTeacherError as error:
         sentence = _sentence(error)
     except (ValueError, RuntimeError, OSError) as error:

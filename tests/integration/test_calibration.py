@@ -1,5 +1,7 @@
 """Thresholds from good images alone, through anomalib's Engine: training, checkpoint, export, other models."""
 
+import json
+
 import pytest
 import torch
 from anomalib.data import Folder
@@ -11,6 +13,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.peers import build_peer
 from anomalib_mixedteacher.calibration.conformal import conformal_threshold
+from anomalib_mixedteacher.cli import main
 from anomalib_mixedteacher.errors import DataError
 
 
@@ -117,3 +120,57 @@ def test_one_training_image_cannot_be_parted(image_folder, tmp_path, build_model
                 "one", root=tmp_path, normal_dir="single", test_split_mode="none", val_split_mode="none", num_workers=0
             ),
         )
+
+
+class TestCommand:
+    def run(self, trained, *arguments):
+        return main(["calibrate", trained[1].best_model_path, *map(str, arguments)])
+
+    def test_new_thresholds_without_training(self, trained, image_folder, tmp_path, capsys):
+        output = tmp_path / "new.ckpt"
+        good = image_folder / "good"
+        assert self.run(trained, "--good", good, "--alarm-rate=0.25", "--min-area=4", "--output", output) == 0
+        printed = capsys.readouterr().out
+        assert "8 good images, budget 0.25" in printed
+        assert "expected false alarms in 1000 good images: 222.2" in printed  # 2 of 9 places
+        assert printed.count("<- threshold") == 1
+        report = json.loads(output.with_suffix(".json").read_text())
+        restored = MixedTeacher.load_from_checkpoint(output, map_location="cpu")
+        assert restored.post_processor.image_threshold.item() == pytest.approx(report["image_threshold"])
+        assert report["image_threshold"] == pytest.approx(sorted(report["scores"])[6])
+        # the model itself is the old one
+        state = torch.load(trained[1].best_model_path, weights_only=True)["state_dict"]
+        kept = torch.load(output, weights_only=True)["state_dict"]
+        assert all(torch.equal(kept[key], value) for key, value in state.items() if key.startswith("model."))
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["--good={good}", "--alarm-rate=0.01"], "takes 99 good calibration images, but there are 8: add images"),
+            (["--good={good}", "--alarm-rate=2"], "An alarm rate of 2.0 makes no sense"),
+            (["--good={good}", "--model=Nothing"], "There is no model 'Nothing' in anomalib.models"),
+            (["--good={empty}"], "There are no images in"),
+            (["--good={root}/nowhere"], "There is no file or folder"),
+        ],
+    )
+    def test_errors_are_one_sentence_and_leave_nothing(
+        self, trained, image_folder, tmp_path, capsys, arguments, sentence
+    ):
+        (tmp_path / "empty").mkdir()
+        folders = {"good": image_folder / "good", "empty": tmp_path / "empty", "root": tmp_path}
+        arguments = [argument.format(**folders) for argument in arguments]
+        assert self.run(trained, *arguments, "--output", tmp_path / "new.ckpt") == 1
+        error = capsys.readouterr().err.strip()
+        assert sentence in error
+        assert len(error.splitlines()) == 1
+        assert not list(tmp_path.glob("*new*"))
+
+    def test_an_exported_model_is_refused(self, image_folder, tmp_path, capsys):
+        (tmp_path / "model.xml").write_text("<net/>")
+        assert main(["calibrate", str(tmp_path / "model.xml"), "--good", str(image_folder / "good")]) == 1
+        assert "is an exported model: calibrate its checkpoint and export that again" in capsys.readouterr().err
+
+    def test_a_file_that_is_no_checkpoint_is_refused(self, image_folder, tmp_path, capsys):
+        (tmp_path / "model.ckpt").write_text("no")
+        assert main(["calibrate", str(tmp_path / "model.ckpt"), "--good", str(image_folder / "good")]) == 1
+        assert "is no checkpoint of anomalib's, or a damaged one" in capsys.readouterr().err

@@ -151,15 +151,18 @@ class NormalCalibratedPostProcessor(PostProcessor):
             self._gathered["pixel_scores"].update(region_scores(maps, self.min_area).to(scores.device))
         self._paths += [str(path) for path in paths or []]
 
-    def calibrate(self) -> list[str]:
+    def calibrate(self, strict: bool = False) -> list[str]:
         """Set both thresholds from the gathered scores, and forget these.
+
+        Args:
+            strict: Refuse where there are too few scores for the budget, instead of warning.
 
         Returns:
             Paths of images among them that do not look good; see
             :func:`~anomalib_mixedteacher.calibration.conformal.suspects`.
 
         Raises:
-            CalibrationError: If a score is not finite.
+            CalibrationError: If a score is not finite, or if they are too few and ``strict``.
         """
         named: list[str] = []
         for name, prefix in zip(SCORES, ("image", "pixel"), strict=True):
@@ -168,7 +171,7 @@ class NormalCalibratedPostProcessor(PostProcessor):
             metric.reset()
             if not scores.numel():
                 continue
-            threshold = self._threshold(check_scores(scores.cpu()), prefix)
+            threshold = self._threshold(check_scores(scores.cpu()), prefix, strict)
             setattr(self, name, scores.to(self._image_threshold))
             getattr(self, f"_{prefix}_threshold").fill_(threshold)
             getattr(self, f"{prefix}_min").fill_(scores.median())
@@ -194,8 +197,9 @@ class NormalCalibratedPostProcessor(PostProcessor):
         """
         return torch.from_numpy(p_value(scores.detach().cpu(), self.image_scores.cpu())).to(scores.device)
 
-    def _threshold(self, scores: np.ndarray, kind: str) -> float:
-        if conformal_rank(scores.size, self.alarm_rate) <= scores.size:
+    def _threshold(self, scores: np.ndarray, kind: str, strict: bool) -> float:
+        reachable = conformal_rank(scores.size, self.alarm_rate) <= scores.size
+        if reachable or (strict and not self.tail_fit):
             return conformal_threshold(scores, self.alarm_rate)
         if self.tail_fit:
             from anomalib_mixedteacher.calibration.tail import tail_threshold  # scipy.stats takes a second to import
