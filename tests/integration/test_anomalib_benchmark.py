@@ -6,14 +6,17 @@ from functools import partial
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from anomalib.engine import Engine
 from anomalib.pipelines import Benchmark
 from jsonargparse import Namespace
 
 from anomalib_mixedteacher.benchmark import compare
-from anomalib_mixedteacher.benchmark.peers import _no_download, build_peer
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.benchmark.peers import _no_download, build_peer, load_peer_teacher
+from anomalib_mixedteacher.components import FeatureExtractor
+from anomalib_mixedteacher.components.weights import load_teacher_weights
+from anomalib_mixedteacher.errors import ConfigurationError, WeightsError
 
 TINY = {"image_size": 64, "num_train": 4, "num_test_good": 4, "num_defects_per_kind": 1}
 
@@ -69,3 +72,23 @@ def test_compare_names_a_wrong_weights_folder(tmp_path, monkeypatch, capsys):
 def test_unknown_peer():
     with pytest.raises(ConfigurationError, match="No peer 'Padim'; choose one of Stfpm, Patchcore"):
         build_peer("Padim")
+
+
+@pytest.mark.parametrize("name", ["Stfpm", "Patchcore"])
+def test_peers_take_the_texture_teacher_as_far_as_it_goes(name):
+    model = build_peer(name, layers=["layer1", "layer2"])
+    load_peer_teacher(model, "texture", torch.zeros(0))
+    extractor = model.model.teacher_model if name == "Stfpm" else model.model.feature_extractor
+    net = FeatureExtractor("resnet18", (1, 2)).net
+    net.load_state_dict(load_teacher_weights("resnet18", "texture", net))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = net.eval()(images)
+        found = list(extractor.eval()(images).values())
+    for ours, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, ours)
+
+
+def test_peers_with_deeper_layers_are_refused():
+    with pytest.raises(WeightsError, match="ends at layer 2, but layer 3 is asked for"):
+        load_peer_teacher(build_peer("Stfpm"), "texture", torch.zeros(0))

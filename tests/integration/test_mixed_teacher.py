@@ -361,6 +361,16 @@ def test_unreachable_hub_stops_before_training(datamodule, engine, tmp_path, mon
     assert engine.trainer.global_step == 0
 
 
+def test_texture_teachers_train_and_predict_without_network(datamodule, engine, build_model, monkeypatch, image_folder):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
+    model = build_model(teacher_weights="texture")
+    engine.fit(model=model, datamodule=datamodule)
+    (prediction,) = engine.predict(model=model, data_path=image_folder / "bad" / "0.png")
+    assert prediction.anomaly_map.isfinite().all()
+    record = torch.load(engine.best_model_path, weights_only=True)["anomalib_mixedteacher"]
+    assert record["teacher_weights"] == "texture"
+
+
 def test_endless_training_and_changed_schedule(tiny_model, build_model, datamodule, tmp_path, trained):
     engine = Engine(max_epochs=-1, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
     with pytest.raises(ConfigurationError, match=r"give trainer\.max_epochs or trainer\.max_steps"):

@@ -93,7 +93,7 @@ def test_a_broken_package_leaves_the_interpreter_working(tmp_path):
     assert "start-up hook not installed: RuntimeError('broken')" in result.stderr
 
 
-def test_the_wheel_holds_the_start_up_file_and_no_tests(tmp_path):
+def test_the_wheel_holds_the_start_up_file_the_teachers_and_no_tests(tmp_path):
     root = Path(__file__).parents[2]
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
@@ -104,6 +104,8 @@ def test_the_wheel_holds_the_start_up_file_and_no_tests(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {"anomalib_mixedteacher.pth", "_anomalib_mixedteacher_startup.py"} <= set(names)
     assert "anomalib_mixedteacher/models/mixed_teacher/torch_model.py" in names
+    teachers = {"manifest.json", "resnet18.safetensors", "efficientnet_b0.safetensors"}
+    assert {f"anomalib_mixedteacher/texture_teachers/{name}" for name in teachers} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)
 
