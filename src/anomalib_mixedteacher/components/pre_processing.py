@@ -7,8 +7,7 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from anomalib_mixedteacher.components.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def default_transform(image_size: tuple[int, int]) -> Transform:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.normalization import IMAGENET_MEAN, IMAGENET_STD
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.pretraining.draw import Draw
 from anomalib_mixedteacher.pretraining.objectives import build_objective
@@ -26,7 +27,6 @@ from anomalib_mixedteacher.pretraining.scenes import Bank, Scenes, draw_scenes
 logger = logging.getLogger(__name__)
 
 GENERATOR_VERSION = 1  # raise it when the same seed gives other images
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATE, LOG = "state.pt", "log.jsonl"
 MAX_GRADIENT = 5.0
 _STREAMS = 1 << 32
@@ -193,7 +193,7 @@ class _Branch(nn.Module):
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Normalise colours in ``[0, 1]`` as the models' pre-processors do."""
-    mean, std = (torch.tensor(v, device=images.device)[None, :, None, None] for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=images.device)[None, :, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (images - mean) / std
 
 
