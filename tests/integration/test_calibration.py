@@ -14,7 +14,8 @@ from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.peers import build_peer
 from anomalib_mixedteacher.calibration.conformal import conformal_threshold
 from anomalib_mixedteacher.cli import main
-from anomalib_mixedteacher.errors import DataError
+from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.errors import CalibrationError, DataError
 
 
 def good_only(image_folder, **arguments):
@@ -148,7 +149,7 @@ class TestCommand:
         [
             (["--good={good}", "--alarm-rate=0.01"], "takes 99 good calibration images, but there are 8: add images"),
             (["--good={good}", "--alarm-rate=2"], "An alarm rate of 2.0 makes no sense"),
-            (["--good={good}", "--model=Nothing"], "There is no model 'Nothing' in anomalib.models"),
+            (["--good={good}", "--alarm-rate=0.2", "--output={root}/none/new.ckpt"], "There is no folder"),
             (["--good={empty}"], "There are no images in"),
             (["--good={root}/nowhere"], "There is no file or folder"),
         ],
@@ -159,7 +160,7 @@ class TestCommand:
         (tmp_path / "empty").mkdir()
         folders = {"good": image_folder / "good", "empty": tmp_path / "empty", "root": tmp_path}
         arguments = [argument.format(**folders) for argument in arguments]
-        assert self.run(trained, *arguments, "--output", tmp_path / "new.ckpt") == 1
+        assert self.run(trained, "--output", tmp_path / "new.ckpt", *arguments) == 1
         error = capsys.readouterr().err.strip()
         assert sentence in error
         assert len(error.splitlines()) == 1
@@ -169,6 +170,32 @@ class TestCommand:
         (tmp_path / "model.xml").write_text("<net/>")
         assert main(["calibrate", str(tmp_path / "model.xml"), "--good", str(image_folder / "good")]) == 1
         assert "is an exported model: calibrate its checkpoint and export that again" in capsys.readouterr().err
+
+    def test_a_missing_or_foreign_checkpoint_is_refused(self, image_folder, tmp_path, capsys):
+        good = ["--good", str(image_folder / "good")]
+        assert main(["calibrate", str(tmp_path / "nowhere.ckpt"), *good]) == 1
+        assert "There is no checkpoint" in capsys.readouterr().err
+        torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+        assert main(["calibrate", str(tmp_path / "other.ckpt"), *good]) == 1
+        assert "is not a MixedTeacher's checkpoint: give one that MixedTeacher trained" in capsys.readouterr().err
+
+    def test_the_new_checkpoint_decides_through_the_engine(self, trained, build_model, image_folder, tmp_path):
+        """The trainer takes a model's callbacks before it restores the checkpoint."""
+        output = tmp_path / "new.ckpt"
+        assert self.run(trained, "--good", image_folder / "good", "--alarm-rate=0.25", "--output", output) == 0
+        restored = MixedTeacher.load_from_checkpoint(output, map_location="cpu").eval()
+        engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+        for path in (image_folder / "bad" / "0.png", image_folder / "good" / "0.png"):
+            (found,) = engine.predict(model=build_model(), data_path=path, ckpt_path=output)
+            expected = restored(read_image(path, as_tensor=True)[None])
+            torch.testing.assert_close(found.pred_score.flatten(), expected.pred_score.flatten())
+            assert found.pred_label.flatten().tolist() == expected.pred_label.flatten().tolist()
+
+    def test_a_checkpoint_that_was_not_calibrated_is_refused(self, build_model, datamodule, engine, tmp_path):
+        engine.fit(model=build_model(), datamodule=datamodule)
+        model = build_model(post_processor=NormalCalibratedPostProcessor())
+        with pytest.raises(CalibrationError, match="was not calibrated on good images: run 'mixedteacher calibrate'"):
+            engine.test(model=model, datamodule=datamodule, ckpt_path=engine.best_model_path)
 
     def test_a_file_that_is_no_checkpoint_is_refused(self, image_folder, tmp_path, capsys):
         (tmp_path / "model.ckpt").write_text("no")

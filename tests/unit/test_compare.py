@@ -1,5 +1,6 @@
 """Comparison: table over seeds, pooled kinds, and what is finished is not run again."""
 
+import argparse
 import json
 import sys
 
@@ -63,6 +64,35 @@ def test_finished_rows_are_not_run_again(tmp_path, monkeypatch, capsys):
     assert sorted(output.read_text().splitlines()) == sorted(lines)
     assert json.loads(lines[1])["arguments"] == {"num_neighbors": 3}
     # other settings are other rows
-    monkeypatch.setattr(sys, "argv", [*command, str(output), "--seeds", "0", "--epochs", "7"])
+    monkeypatch.setattr(sys, "argv", [*command, str(output), "--pool", "crack"])
     assert compare.main() == 0
     assert len(calls) == 7
+    monkeypatch.setattr(sys, "argv", [*command, str(output), "--seeds", "0", "--epochs", "7"])
+    assert compare.main() == 0
+    assert len(calls) == 9
+
+
+def test_another_fusion_is_another_row():
+    settings = argparse.Namespace(fusions=["sum", "product"], pool=[])
+    rows = [row("MixedTeacher", fusion="product"), row("MixedTeacher", fusion="normalized_product")]
+    wanted = {"model": "MixedTeacher", "seed": 0}
+    assert compare._results(rows, wanted, {}, settings) == []
+    rows.append(row("MixedTeacher", fusion="sum"))
+    assert [found["arguments"]["fusion"] for found in compare._results(rows, wanted, {}, settings)] == [
+        "sum",
+        "product",
+    ]
+    assert compare._results(rows, wanted, {"sigma": 2}, settings) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("MixedTeacher:student_init=teacher", "write key=value,... with strings in quotes"),
+        ('MixedTeacher:fusion="sum"', "Give fusions as --fusions"),
+    ],
+)
+def test_wrong_model_arguments(model, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "--models", model])
+    assert compare.main() == 1
+    assert sentence in capsys.readouterr().err

@@ -35,7 +35,17 @@ def test_a_plain_process_knows_the_models():
 
 
 @pytest.mark.parametrize(
-    "first", ["components", "data", "models", "models.mixed_teacher.torch_model", "benchmark.compare"]
+    "first",
+    [
+        "components",
+        "components.smoothing",
+        "components.pre_processing",
+        "calibration.recalibrate",
+        "data",
+        "models",
+        "models.mixed_teacher.torch_model",
+        "benchmark.compare",
+    ],
 )
 def test_any_part_can_be_imported_first(first):
     result = python(

@@ -26,7 +26,7 @@ from anomalib_mixedteacher import MagneticTile, MixedTeacher, SyntheticTextures,
 from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher
 from anomalib_mixedteacher.benchmark.scores import predict, summarize
 from anomalib_mixedteacher.components.training_data import sample_images
-from anomalib_mixedteacher.errors import MixedTeacherError
+from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 
 STATISTICS_IMAGES = 64
 # anomalib's example configurations: batch 32 for Stfpm and Patchcore; 1 % coreset, since 10 % takes hours on a CPU
@@ -165,14 +165,14 @@ def main() -> int:
     try:
         for seed, weights, model in product(settings.seeds, settings.teacher_weights, settings.models):
             name, _, pairs = model.partition(":")
-            arguments = {k: json.loads(v) for k, v in (pair.split("=") for pair in pairs.split(",") if pair)}
+            arguments = _arguments(pairs)
             datamodule = (
                 MagneticTile(root=settings.root, seed=seed)
                 if settings.data == "MagneticTile"
                 else SyntheticTextures(seed=seed)
             )
             wanted = {"model": name, **describe(datamodule.name, weights, settings, seed)}
-            results = [row for row in earlier if _is_of(row, wanted, arguments)]
+            results = _results(earlier, wanted, arguments, settings)
             if not results:
                 results = run(name, datamodule, weights, settings, seed, **arguments)
                 _append(results, settings.output)
@@ -184,10 +184,29 @@ def main() -> int:
     return 0
 
 
-def _is_of(row: dict[str, Any], wanted: dict[str, Any], arguments: dict[str, Any]) -> bool:
-    """Whether a row is the result of a model with these arguments, whatever its fusion."""
-    own = {key: value for key, value in row["arguments"].items() if key != "fusion" or key in arguments}
-    return own == arguments and all(row.get(key) == value for key, value in wanted.items())
+def _results(
+    rows: list[dict[str, Any]], wanted: dict[str, Any], arguments: dict[str, Any], settings: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Find a run's rows among finished ones: one a fusion for MixedTeacher, with the pooled kinds; all or none."""
+    fusions = settings.fusions if wanted["model"] == "MixedTeacher" else [None]
+    cells = [arguments | ({"fusion": fusion} if fusion else {}) for fusion in fusions]
+    pool = {"+".join(settings.pool)} if settings.pool else set()
+    fitting = [row for row in rows if pool <= row.keys() and all(row.get(k) == v for k, v in wanted.items())]
+    found = [next((row for row in fitting if row["arguments"] == cell), None) for cell in cells]
+    return [row for row in found if row] if all(found) else []
+
+
+def _arguments(pairs: str) -> dict[str, Any]:
+    """Parse ``key=value,...`` with values in JSON."""
+    try:
+        arguments = {key: json.loads(value) for key, value in (pair.split("=") for pair in pairs.split(",") if pair)}
+    except ValueError as error:
+        msg = f'Cannot read the arguments {pairs!r}: write key=value,... with strings in quotes, as in key="text".'
+        raise ConfigurationError(msg) from error
+    if "fusion" in arguments:
+        msg = "Give fusions as --fusions: one training serves them all."
+        raise ConfigurationError(msg)
+    return arguments
 
 
 def _append(rows: list[dict[str, Any]], output: Path | None) -> None:

@@ -3,7 +3,7 @@
 If calibration images and future good images are exchangeable, a future good image's score is as likely to take any
 place among the calibration scores as any other. So the k-th smallest of n scores is exceeded by a share of good images
 that averages ``1 - k / (n + 1)`` at most, whatever the scores' distribution (Vovk, Gammerman, Shafer 2005, ch. 2; Lei
-et al. 2018, theorem 2.1). An alarm is a score *above* the threshold, so ties only make it rarer.
+et al. 2018, theorem 2.2). An alarm is a score *above* the threshold, so ties only make it rarer.
 """
 
 import math

@@ -21,7 +21,7 @@ from anomalib_mixedteacher.calibration.conformal import (
     smallest_alarm_rate,
     suspects,
 )
-from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ class NormalCalibratedPostProcessor(PostProcessor):
       :func:`~anomalib_mixedteacher.calibration.conformal.conformal_threshold`.
     - The pixel threshold is the same for regions: a share of at most ``alarm_rate`` of good images has any region of
       ``min_area`` pixels or more above it.
-    - Scores and maps are rescaled to 0.5 at their threshold and towards 0 and 1 on either side, strictly monotone and
-      without clamping, so that ranks, and with them AUROC and p-values, stay as they are.
+    - Scores and maps are rescaled to 0.5 at their threshold and towards 0 and 1 on either side, monotone and without
+      clamping, so that ranks, and with them AUROC and p-values, stay as they are (up to rounding).
 
     Where there are too few calibration images for the budget, the smallest reachable one is used, and a warning says
-    so; ``tail_fit`` estimates a threshold instead.
+    so; ``tail_fit`` estimates a threshold instead. Train on one device: several would count padded images twice.
 
     Args:
         alarm_rate: Share of good images that may raise an alarm, above 0 and below 1.
@@ -165,22 +165,22 @@ class NormalCalibratedPostProcessor(PostProcessor):
             CalibrationError: If a score is not finite, or if they are too few and ``strict``.
         """
         named: list[str] = []
+        gathered = {name: _scores(metric) for name, metric in self._gathered.items()}
+        paths, self._paths = self._paths, []
         for name, prefix in zip(SCORES, ("image", "pixel"), strict=True):
-            metric = self._gathered[name]
-            scores = torch.as_tensor(metric.compute()).flatten() if metric.update_called else torch.empty(0)
-            metric.reset()
+            scores = gathered[name]
             if not scores.numel():
                 continue
             threshold = self._threshold(check_scores(scores.cpu()), prefix, strict)
-            setattr(self, name, scores.to(self._image_threshold))
+            with torch.inference_mode(False):  # a buffer made within could never be written to again
+                setattr(self, name, scores.clone().to(self._image_threshold))
             getattr(self, f"_{prefix}_threshold").fill_(threshold)
             getattr(self, f"{prefix}_min").fill_(scores.median())
             getattr(self, f"{prefix}_max").fill_(scores.max())
-            if prefix == "image" and len(self._paths) == scores.numel():
-                named = [self._paths[position] for position in suspects(scores.cpu())]
+            if prefix == "image" and len(paths) == scores.numel():
+                named = [paths[position] for position in suspects(scores.cpu())]
         for path in named:
             logger.warning("%s scores far above the other good images: look whether it has a defect.", path)
-        self._paths = []
         return named
 
     def p_value(self, scores: torch.Tensor) -> torch.Tensor:
@@ -204,8 +204,15 @@ class NormalCalibratedPostProcessor(PostProcessor):
         if self.tail_fit:
             from anomalib_mixedteacher.calibration.tail import tail_threshold  # scipy.stats takes a second to import
 
-            logger.warning("The %s threshold is an estimate from the tail of %d scores.", kind, scores.size)
-            return tail_threshold(scores, self.alarm_rate)
+            try:
+                estimate = tail_threshold(scores, self.alarm_rate)
+            except CalibrationError as error:
+                if strict:
+                    raise
+                logger.warning("%s", error)
+            else:
+                logger.warning("The %s threshold is an estimate from the tail of %d scores.", kind, scores.size)
+                return estimate
         logger.warning(
             "%d good images are too few for an alarm rate of %g: the %s threshold is their maximum, good for %.3f.",
             scores.size,
@@ -236,7 +243,20 @@ class NormalCalibratedPostProcessor(PostProcessor):
         for name in SCORES:  # as many as there were calibration images
             if f"{prefix}{name}" in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"], device=getattr(self, name).device))
+            elif f"{prefix}_image_threshold" in state_dict:
+                msg = (
+                    "This checkpoint was not calibrated on good images: run 'mixedteacher calibrate' on it, or leave "
+                    "the post-processor out."
+                )
+                raise CalibrationError(msg)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _scores(metric: CatMetric) -> torch.Tensor:
+    """Take what a metric gathered, and empty it."""
+    scores = torch.as_tensor(metric.compute()).flatten() if metric.update_called else torch.empty(0)
+    metric.reset()
+    return scores
 
 
 def region_scores(maps: torch.Tensor, min_area: int) -> torch.Tensor:

@@ -1,11 +1,10 @@
-"""Set the thresholds of a trained checkpoint anew from a folder of good images, without training."""
+"""Set the thresholds of a trained MixedTeacher anew from a folder of good images, without training."""
 
 import argparse
 import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ import numpy as np
 import torch
 from anomalib.data.utils import get_image_filenames
 from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 
 from anomalib_mixedteacher.calibration.conformal import conformal_rank, smallest_alarm_rate
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.calibration.tail import realised_alarm_rate
 from anomalib_mixedteacher.components.images import check_image, read_image
-from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
+from anomalib_mixedteacher.errors import CalibrationError
+from anomalib_mixedteacher.models.mixed_teacher.lightning_model import MixedTeacher
 
 _BAR = 40
 
@@ -68,8 +69,9 @@ class CalibrationReport:
             )
         lines.append(f"smallest budget these images can promise: {self.smallest_alarm_rate:.4f}")
         counts, edges = np.histogram(self.scores, bins=12)
-        for count, low, high in zip(counts, edges, edges[1:], strict=False):
-            mark = "  <- threshold" if low <= self.image_threshold < high else ""
+        marked = min(int(np.searchsorted(edges, self.image_threshold, side="right")) - 1, len(counts) - 1)
+        for index, (count, low) in enumerate(zip(counts, edges, strict=False)):
+            mark = "  <- threshold" if index == marked else ""
             lines.append(f"{low:10.4g} {'#' * round(_BAR * count / counts.max()):{_BAR}} {count}{mark}")
         lines += [f"look whether it has a defect: {path}" for path in self.suspects]
         return "\n".join(lines)
@@ -82,7 +84,6 @@ def calibrate_checkpoint(
     alarm_rate: float,
     min_area: int = 16,
     tail_fit: bool = False,
-    model: str = "MixedTeacher",
 ) -> CalibrationReport:
     """Calibrate a checkpoint on a folder of good images that it was not trained on, and write it anew.
 
@@ -93,19 +94,21 @@ def calibrate_checkpoint(
         alarm_rate: Share of good images that may raise an alarm.
         min_area: Pixels from which a region counts; see :class:`NormalCalibratedPostProcessor`.
         tail_fit: Estimate the threshold where the images are too few for the budget.
-        model: Name of the model's class in ``anomalib.models``.
 
     Returns:
         The report.
 
     Raises:
-        CalibrationError: If the images are too few for the budget, or the checkpoint is no checkpoint.
+        CalibrationError: If the images are too few for the budget, the checkpoint is not a MixedTeacher's, or the
+            output has no folder.
         DataError: If an image cannot be read.
-        ConfigurationError: If there is no such model.
     """
     processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area, tail_fit=tail_fit)
     content = _read(checkpoint)
-    module = _model_class(model).load_from_checkpoint(checkpoint, map_location="cpu")
+    if not output.parent.is_dir():
+        msg = f"There is no folder {output.parent} to write to: make it, or give another --output."
+        raise CalibrationError(msg)
+    module = MixedTeacher.load_from_checkpoint(checkpoint, map_location="cpu")
     paths = get_image_filenames(good)
     for path in paths:
         check_image(path)
@@ -113,6 +116,9 @@ def calibrate_checkpoint(
     named = processor.calibrate(strict=True)
     state = {key: value for key, value in content["state_dict"].items() if not key.startswith("post_processor.")}
     content["state_dict"] = state | {f"post_processor.{key}": value for key, value in processor.state_dict().items()}
+    # Lightning saves a callback's state as well, and restores it after the model's.
+    post_processors = (PostProcessor.__name__, NormalCalibratedPostProcessor.__name__)
+    content["callbacks"] = {k: v for k, v in content.get("callbacks", {}).items() if k not in post_processors}
     content["anomalib_post_processor_config"] = processor.checkpoint_config()
     content.setdefault("anomalib_components_enabled", {})["post_processor"] = True
     n = processor.image_scores.numel()
@@ -131,10 +137,15 @@ def calibrate_checkpoint(
         named,
         sorted(processor.image_scores.tolist()),
     )
-    temporary = output.with_name(f".{output.name}.tmp")
-    torch.save(content, temporary)
-    temporary.replace(output)
-    output.with_suffix(".json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    record, temporary, noted = output.with_suffix(".json"), *(output.with_name(f".{output.name}.{n}") for n in "ab")
+    try:
+        torch.save(content, temporary)
+        noted.write_text(json.dumps(asdict(report), indent=2) + "\n")
+        temporary.replace(output)
+        noted.replace(record)
+    finally:
+        temporary.unlink(missing_ok=True)
+        noted.unlink(missing_ok=True)
     return report
 
 
@@ -153,23 +164,21 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.suffix in {".xml", ".onnx", ".bin"}:
         msg = f"{checkpoint} is an exported model: calibrate its checkpoint and export that again."
         raise CalibrationError(msg)
+    if not checkpoint.is_file():
+        msg = f"There is no checkpoint {checkpoint}: give the .ckpt file that training wrote."
+        raise CalibrationError(msg)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         msg = f"{checkpoint} is no checkpoint of anomalib's, or a damaged one: give the .ckpt file that training wrote."
         raise CalibrationError(msg) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        msg = f"{checkpoint} holds no training checkpoint: give the .ckpt file that training wrote."
+    if not isinstance(content, dict) or "anomalib_mixedteacher" not in content:
+        msg = (
+            f"{checkpoint} is not a MixedTeacher's checkpoint: give one that MixedTeacher trained; train other models "
+            "with --model.post_processor anomalib_mixedteacher.NormalCalibratedPostProcessor."
+        )
         raise CalibrationError(msg)
     return content
-
-
-def _model_class(name: str) -> type[AnomalibModule]:
-    found = getattr(import_module("anomalib.models"), name, None)
-    if not (isinstance(found, type) and issubclass(found, AnomalibModule)):
-        msg = f"There is no model {name!r} in anomalib.models: check the spelling."
-        raise ConfigurationError(msg)
-    return found
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -186,12 +195,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--alarm-rate", type=float, default=0.05, help="share of good images that may raise an alarm")
     parser.add_argument("--min-area", type=int, default=16, help="pixels from which a region counts")
     parser.add_argument("--tail-fit", action="store_true", help="estimate where the images are too few for the rate")
-    parser.add_argument("--model", default="MixedTeacher", help="the model's class in anomalib.models")
     parser.add_argument("--output", type=Path, help="default: <checkpoint>-calibrated.ckpt")
     given = parser.parse_args(arguments)
     output = given.output or given.checkpoint.with_name(f"{given.checkpoint.stem}-calibrated.ckpt")
     report = calibrate_checkpoint(
-        given.checkpoint, given.good, output, given.alarm_rate, given.min_area, given.tail_fit, given.model
+        given.checkpoint, given.good, output, given.alarm_rate, given.min_area, given.tail_fit
     )
     print(report.text())
     print(f"checkpoint  {output}\nreport      {output.with_suffix('.json')}")

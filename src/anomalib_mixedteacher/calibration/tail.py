@@ -14,15 +14,15 @@ LEAST_TAIL = 8
 def tail_threshold(scores: ArrayLike, alarm_rate: float) -> float:
     """Estimate a threshold for a budget that counting cannot reach.
 
-    A generalised Pareto distribution is fitted to the exceedances over the upper quartile (Pickands 1975; Coles 2001,
-    ch. 4). It extrapolates beyond the data: unlike the conformal threshold it promises nothing.
+    A generalised Pareto distribution without an upper end (shape 0 or more) is fitted to the exceedances over the upper
+    quartile (Pickands 1975; Coles 2001, ch. 4). It extrapolates: unlike the conformal threshold it promises nothing.
 
     Args:
         scores: Scores of held-out good images, 32 or more.
         alarm_rate: Share of good images that may raise an alarm, below a quarter.
 
     Returns:
-        The estimated threshold.
+        The estimated threshold, the largest score or more.
 
     Raises:
         CalibrationError: If there are too few scores, or the budget is a quarter or more.
@@ -40,8 +40,11 @@ def tail_threshold(scores: ArrayLike, alarm_rate: float) -> float:
         )
         raise CalibrationError(msg)
     shape, _, scale = genpareto.fit(excess, floc=0)
+    if shape < 0:
+        # A dozen exceedances say nothing about an end of the tail, yet the likelihood loves one just above the largest.
+        shape, scale = 0.0, float(excess.mean())
     share = excess.size / values.size
-    return start + float(genpareto.isf(alarm_rate / share, shape, scale=scale))
+    return max(float(values[-1]), start + float(genpareto.isf(alarm_rate / share, shape, scale=scale)))
 
 
 def realised_alarm_rate(n: int, rank: int, confidence: float = 0.95) -> tuple[float, float, float]:

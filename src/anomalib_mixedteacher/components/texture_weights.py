@@ -1,7 +1,7 @@
 """The teachers that ship with the package: trained by this project, on textures that this project generates.
 
 A folder holds one ``.safetensors`` file a backbone and ``manifest.json``, which names each file's SHA-256 and what made
-it. Nothing is loaded whose checksum differs.
+it. A shipped file whose checksum differs is not loaded.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ import torch
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.texture_weights import write_texture_teachers
-from anomalib_mixedteacher.errors import MixedTeacherError
+from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.pretraining.recipe import LAYERS, Recipe
 from anomalib_mixedteacher.pretraining.trainer import GENERATOR_VERSION, Pretrainer
 
@@ -58,17 +58,23 @@ def run(recipe: Recipe, output: Path, device: str = "cpu") -> None:
         output: Folder for the weights, the state and the log.
         device: Where to train.
     """
-    pretrainer = Pretrainer(recipe, device)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"The device {device!r} cannot be used ({str(error).splitlines()[0]}): choose another --device."
+        raise ConfigurationError(msg) from error
     about: dict[str, Any] = {
         "version": datetime.now(timezone.utc).date().isoformat(),
         "package": __version__,
         "generator": GENERATOR_VERSION,
         "commit": _commit(),
-        "device": pretrainer.device.type,
-        "torch": torch.__version__,
+        "device": torch.device(device).type,
+        "torch": str(torch.__version__),
     }
+    pretrainer = Pretrainer(recipe, device, about)
     own = recipe.as_json()
     pretrainer.fit(output)
+    about = pretrainer.about  # of the run's beginning, where it went on from a state
     entries = {
         name: {**about, "layers": LAYERS[name], "recipe": {**own, "backbones": [name]}} for name in recipe.backbones
     }

@@ -22,7 +22,7 @@ class Bank:
     """Coloured textures.
 
     Attributes:
-        canvases: Colours ``(N, 3, S, S)`` in ``[0, 1]``, periodic at the borders.
+        canvases: Colours ``(N, 3, S, S)`` in ``[0, 1]``.
         first_identity: Number of the first texture among all textures of a run; the others follow.
     """
 

@@ -1,10 +1,8 @@
 """Procedural textures, drawn in batches.
 
 A family turns random parameters, one set an image, into a batch of fields ``(n, size, size)`` with zero mean and unit
-deviation. All families are periodic at the field's borders, so a crop may be taken anywhere. Lengths are in pixels.
-
-The families follow the usual taxonomy of procedural texturing (Lagae et al., "A survey of procedural noise functions",
-2010): filtered noise, cellular noise, periodic patterns, spot noise, and patterns that a non-linear process grows.
+deviation. All families but the weave, whose pattern of threads may jump, are periodic at the field's borders. Lengths
+are in pixels.
 """
 
 import math
@@ -205,7 +203,7 @@ def grains(n: int, size: int, draw: Draw) -> torch.Tensor:
 
 
 def rings(n: int, size: int, draw: Draw) -> torch.Tensor:
-    """Bands around a far centre or along a bent direction, with fine grain: wood, agate, brushed rounds."""
+    """Bent bands with fine grain: wood, agate, brushed rounds."""
     vertical, horizontal = _wave_vectors(n, size, draw, 5, size / 4)
     ramp = torch.arange(size, dtype=torch.float32, device=draw.device)
     bend = smooth_noise(n, size, draw, draw.log_uniform(n, size / 10, size / 2)) * draw.log_uniform(n, 0.3, 8)
@@ -218,9 +216,9 @@ def rings(n: int, size: int, draw: Draw) -> torch.Tensor:
 
 
 def grown(n: int, size: int, draw: Draw) -> torch.Tensor:
-    """Labyrinths and spots of a reaction-diffusion process.
+    """Labyrinths and spots, as reaction and diffusion make them.
 
-    Growth of one band of wavelengths against saturation (Swift and Hohenberg 1977), in alternating steps: filter in the
+    One band of wavelengths grows against saturation (the idea of Turing 1952), in alternating steps: filter in the
     spectrum, saturate in space.
     """
     along, across = _rotated(size, draw.uniform(n, 0, math.pi), draw)

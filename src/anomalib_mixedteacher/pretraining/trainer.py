@@ -8,8 +8,10 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -38,10 +40,14 @@ class Pretrainer:
     Args:
         recipe: What to train.
         device: Where.
+        about: What else is to be known of the weights; kept with the state, so that it tells of the run's beginning.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device | str = "cpu", about: Mapping[str, Any] | None = None
+    ) -> None:
         self.recipe = recipe
+        self.about = dict(about or {})
         self.device = torch.device(device)
         # Each from a seed of its own: a backbone ends in the same weights whether or not another trains beside it.
         self.branches = nn.ModuleDict({name: _seeded_branch(name, recipe) for name in recipe.backbones})
@@ -111,6 +117,8 @@ class Pretrainer:
         """Save everything that :meth:`restore` needs, under a temporary name first."""
         state = {
             "recipe": self.recipe.as_json(),
+            "generator": GENERATOR_VERSION,
+            "about": self.about,
             "step": self.step,
             "branches": self.branches.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -123,15 +131,23 @@ class Pretrainer:
         """Go on from a saved state.
 
         Raises:
-            ConfigurationError: If the state is of another recipe.
+            ConfigurationError: If the state is of another recipe or generator, or damaged.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            msg = f"The state {path} is damaged ({type(error).__name__}): remove it to start anew."
+            raise ConfigurationError(msg) from error
+        if state.get("generator", GENERATOR_VERSION) != GENERATOR_VERSION:
+            msg = f"{path} was begun with another version of the generator: give another output folder."
+            raise ConfigurationError(msg)
         if state["recipe"] != self.recipe.as_json():
             msg = f"{path} is of another recipe: give the same arguments as before, or another output folder."
             raise ConfigurationError(msg)
         self.branches.load_state_dict(state["branches"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self.about = state.get("about", self.about)
 
     def fit(self, folder: Path, save_every: float = 300.0, log_every: int = 50) -> None:
         """Train to the last step, from the state in the folder if there is one.

@@ -82,6 +82,29 @@ def test_tail_fit_is_labelled(caplog):
     assert "image threshold is an estimate from the tail of 60 scores" in caplog.text
 
 
+def test_tail_fit_that_is_impossible_falls_back_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        processor = calibrated([1.0, 2.0, 3.0], alarm_rate=0.05, tail_fit=True)
+    assert processor.image_threshold == 3
+    assert "takes 32 good calibration images" in caplog.text
+
+
+def test_calibrating_again_starts_afresh():
+    processor = NormalCalibratedPostProcessor(alarm_rate=0.3)
+    processor.gather(torch.tensor([1.0, float("nan")]), paths=["a", "b"])
+    with pytest.raises(CalibrationError):
+        processor.calibrate()
+    processor.gather(torch.tensor([1.0, 2.0, 3.0]), paths=["c", "d", "e"])
+    processor.calibrate()
+    assert processor.image_scores.tolist() == [1, 2, 3]
+
+
+def test_scores_can_be_written_after_inference_mode():
+    with torch.inference_mode():
+        processor = calibrated(torch.rand(5))
+    processor.image_scores.mul_(2)
+
+
 def test_a_defect_among_the_good_images_is_named(caplog):
     scores = torch.from_numpy(np.random.default_rng(0).normal(1.0, 0.1, size=40))
     scores[11] = 4.0

@@ -128,6 +128,33 @@ def test_command_writes_weights_that_the_models_load(tmp_path, capsys):
     assert "another recipe" in capsys.readouterr().err
 
 
+def test_the_record_is_that_of_the_beginning(tmp_path, monkeypatch):
+    options = [
+        "--output",
+        str(tmp_path),
+        "--device=cpu",
+        "--backbones=resnet18",
+        *(f"--{k}={v}" for k, v in TINY.items()),
+    ]
+    monkeypatch.setattr("anomalib_mixedteacher.pretraining.__main__._commit", lambda: "begun")
+    assert main(options) == 0
+    monkeypatch.setattr("anomalib_mixedteacher.pretraining.__main__._commit", lambda: "later")
+    assert main(options) == 0
+    assert json.loads((tmp_path / "manifest.json").read_text())["teachers"]["resnet18"]["commit"] == "begun"
+
+
+def test_another_generator_a_damaged_state_and_a_missing_device_are_refused(tmp_path, monkeypatch, capsys):
+    trained(tmp_path, "run", steps=1)
+    monkeypatch.setattr("anomalib_mixedteacher.pretraining.trainer.GENERATOR_VERSION", -1)
+    with pytest.raises(ConfigurationError, match="begun with another version of the generator"):
+        trained(tmp_path, "run", steps=1)
+    (tmp_path / "run" / "state.pt").write_bytes(b"no")
+    with pytest.raises(ConfigurationError, match=r"state.pt is damaged \(\w+\): remove it to start anew"):
+        trained(tmp_path, "run", steps=1)
+    assert main(["--output", str(tmp_path / "none"), "--device=nonsense"]) == 1
+    assert "The device 'nonsense' cannot be used" in capsys.readouterr().err
+
+
 def test_pretraining_does_not_import_anomalib():
     code = "import sys, anomalib_mixedteacher.pretraining.__main__; print('anomalib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

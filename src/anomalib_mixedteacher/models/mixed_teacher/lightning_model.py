@@ -325,7 +325,10 @@ class MixedTeacher(AnomalibModule):
         if _CALIBRATED in checkpoint["state_dict"] and not isinstance(
             self.post_processor, NormalCalibratedPostProcessor
         ):
-            self.post_processor = NormalCalibratedPostProcessor()  # its settings follow from the checkpoint
+            plain, self.post_processor = self.post_processor, NormalCalibratedPostProcessor()
+            if self._trainer is not None:  # which took the callbacks before it restores the checkpoint
+                callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+                callbacks[:] = [self.post_processor if callback is plain else callback for callback in callbacks]
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher")
         if record is None:
