@@ -328,7 +328,10 @@ class MixedTeacher(AnomalibModule):
             plain, self.post_processor = self.post_processor, NormalCalibratedPostProcessor()
             if self._trainer is not None:  # which took the callbacks before it restores the checkpoint
                 callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-                callbacks[:] = [self.post_processor if callback is plain else callback for callback in callbacks]
+                others = [
+                    c for c in callbacks if not isinstance(c, NormalCalibratedPostProcessor)
+                ]  # an earlier model's
+                callbacks[:] = [self.post_processor if callback is plain else callback for callback in others]
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher")
         if record is None:
