@@ -188,8 +188,9 @@ class TestCommand:
         for path in (image_folder / "bad" / "0.png", image_folder / "good" / "0.png"):
             (found,) = engine.predict(model=build_model(), data_path=path, ckpt_path=output)
             expected = restored(read_image(path, as_tensor=True)[None])
-            torch.testing.assert_close(found.pred_score.flatten(), expected.pred_score.flatten())
-            assert found.pred_label.flatten().tolist() == expected.pred_label.flatten().tolist()
+            torch.testing.assert_close(found.pred_score.flatten(), expected.pred_score.flatten(), atol=1e-3, rtol=0)
+            if (expected.pred_score - 0.5).abs().item() > 1e-3:
+                assert found.pred_label.flatten().tolist() == expected.pred_label.flatten().tolist()
 
     def test_a_checkpoint_that_was_not_calibrated_is_refused(self, build_model, datamodule, engine, tmp_path):
         engine.fit(model=build_model(), datamodule=datamodule)
