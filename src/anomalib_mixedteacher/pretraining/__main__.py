@@ -1,6 +1,7 @@
 """Pre-train texture teachers: ``python -m anomalib_mixedteacher.pretraining --output runs/teachers``.
 
-Called again with the same arguments it goes on where it stopped. The output folder is a valid ``teacher_weights``.
+Called again with the same arguments it goes on where it stopped. The output folder is a valid ``teacher_weights``;
+backbones may be trained by one command each, with recipes of their own (``make teachers``).
 """
 
 import argparse
@@ -73,7 +74,8 @@ def run(recipe: Recipe, output: Path, device: str = "cpu") -> None:
     }
     pretrainer = Pretrainer(recipe, device, about)
     own = recipe.as_json()
-    pretrainer.fit(output)
+    # a folder a run, so that backbones of different recipes share one output
+    pretrainer.fit(output / "+".join(recipe.backbones))
     about = pretrainer.about  # of the run's beginning, where it went on from a state
     entries = {
         name: {**about, "layers": LAYERS[name], "recipe": {**own, "backbones": [name]}} for name in recipe.backbones

@@ -121,7 +121,8 @@ def test_command_writes_weights_that_the_models_load(tmp_path, capsys):
     entry = json.loads((tmp_path / "out" / "manifest.json").read_text())["teachers"]["resnet18"]
     assert entry["recipe"] == recipe().as_json()
     assert entry["layers"] == [1, 2]
-    assert [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [4]
+    log = (tmp_path / "out" / "resnet18" / "log.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in log.splitlines()] == [4]
     # the same command again finds nothing to do, and another one is refused in a sentence
     assert main(arguments) == 0
     assert main([*arguments, "--seed=3"]) == 1
