@@ -2,6 +2,7 @@
 
 import json
 
+import onnxruntime
 import pytest
 import torch
 from anomalib.data import Folder
@@ -104,10 +105,18 @@ def test_any_anomalib_model(image_folder, tmp_path):
     )
     assert isinstance(model.pre_processor, PreProcessor)
     datamodule = good_only(image_folder)
-    Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False).fit(
-        model=model, datamodule=datamodule
-    )
+    engine = Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    engine.fit(model=model, datamodule=datamodule)
     torch.testing.assert_close(model.post_processor.image_scores, raw_scores(model, datamodule.val_data))
+    path = engine.export(
+        model=model, export_type="onnx", export_root=tmp_path, input_size=size,
+        onnx_kwargs={"opset_version": 18, "verbose": False},
+    )  # fmt: skip
+    image = datamodule.val_data[0].image[None, :, :64, :64]
+    exported = onnxruntime.InferenceSession(path).run(["pred_score"], {"input": image.numpy()})[0]
+    with torch.no_grad():
+        expected = model.eval()(image).pred_score
+    assert exported.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_one_training_image_cannot_be_parted(image_folder, tmp_path, build_model, engine):

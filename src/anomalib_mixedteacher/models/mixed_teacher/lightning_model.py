@@ -328,9 +328,8 @@ class MixedTeacher(AnomalibModule):
             plain, self.post_processor = self.post_processor, NormalCalibratedPostProcessor()
             if self._trainer is not None:  # which took the callbacks before it restores the checkpoint
                 callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-                others = [
-                    c for c in callbacks if not isinstance(c, NormalCalibratedPostProcessor)
-                ]  # an earlier model's
+                # without the one of a model that this trainer had before
+                others = [c for c in callbacks if not isinstance(c, NormalCalibratedPostProcessor)]
                 callbacks[:] = [self.post_processor if callback is plain else callback for callback in others]
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher")
