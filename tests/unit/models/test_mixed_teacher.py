@@ -59,7 +59,9 @@ def reference_upsample(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return matrix(layer.shape[1], size[0]) @ layer @ matrix(layer.shape[2], size[1]).T
 
 
-def reference_map(teacher, student, size, fusion: str, sigma: float, good_mean=(1.0, 1.0)) -> np.ndarray:
+def reference_coarse(teacher, student, image_size, fusion: str, sigma: float, good_mean=(1.0, 1.0)) -> np.ndarray:
+    """Fused and smoothed at a quarter of the image's sides, (B, H / 4, W / 4)."""
+    size = (math.ceil(image_size[0] / 4), math.ceil(image_size[1] / 4))
     maps = []
     for name in ("resnet", "efficientnet"):
         total = np.zeros((len(teacher[name][0]), *size))
@@ -77,7 +79,7 @@ def reference_map(teacher, student, size, fusion: str, sigma: float, good_mean=(
             fused[b] = m1[b] + m2[b]
         else:
             fused[b] = m1[b] / good_mean[0] * m2[b] / good_mean[1]
-    return gaussian_filter(fused, (0, sigma, sigma), mode="mirror", truncate=4.0)
+    return gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
 
 
 def test_loss_equals_reference(features):
@@ -106,10 +108,11 @@ def test_map_equals_reference(features, fusion):
     generator = AnomalyMapGenerator(fusion, sigma=4.0).double()
     generator.good_mean.copy_(torch.tensor([0.3, 0.7]))
     result = generator(*features, (64, 96))
-    expected = reference_map(*features, (64, 96), fusion, sigma=4.0, good_mean=(0.3, 0.7))
+    coarse = reference_coarse(*features, (64, 96), fusion, sigma=4.0, good_mean=(0.3, 0.7))
     assert result.shape == (3, 1, 64, 96)
     # 1e-6: anomalib's Gaussian kernel is a float32 buffer
-    np.testing.assert_allclose(result[:, 0].numpy(), expected, rtol=2e-6)
+    np.testing.assert_allclose(result[:, 0].numpy(), reference_upsample(coarse, (64, 96)), rtol=2e-6)
+    np.testing.assert_allclose(generator.coarse(*features, (64, 96))[:, 0].numpy(), coarse, rtol=2e-6)
 
 
 @pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])
@@ -187,7 +190,9 @@ def test_any_size_from_32(model, size):
         assert [f.shape for f in teacher[name]] == [f.shape for f in student[name]]
     result = model(images)
     assert result.anomaly_map.shape == (2, 1, *size)
-    assert torch.equal(result.pred_score, result.anomaly_map.amax(dim=(-2, -1)))
+    coarse = model.anomaly_map_generator.coarse(teacher, student, size)
+    assert coarse.shape == (2, 1, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    assert torch.equal(result.pred_score, coarse.amax(dim=(-2, -1)))
     assert result.anomaly_map.isfinite().all()
 
 

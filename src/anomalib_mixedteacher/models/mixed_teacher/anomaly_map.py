@@ -14,12 +14,16 @@ from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
 Fusion = Literal["product", "sum", "normalized_product"]
 
+# Maps are fused and smoothed at a quarter of the image's size: the finest feature map in use has an eighth of it, and
+# full-size maps cost a tenth of the exported model's time (docs/edge.md).
+STRIDE = 4
+
 
 class AnomalyMapGenerator(nn.Module):
     """Turn feature distances into one anomaly map.
 
-    A teacher's map is the sum of its layers' distance maps, upsampled bilinearly to the image. Two maps become one by
-    ``fusion``:
+    A teacher's map is the sum of its layers' distance maps, upsampled bilinearly to a quarter of the image's height and
+    width. Two maps become one by ``fusion``, are smoothed, and are upsampled bilinearly to the image:
 
     - ``"product"``, the official code's: each layer's distances are divided by its number of positions, so deeper
       layers weigh more; then ``m_1 * scope * m_2 / n``, where ``m_1`` is the ResNet's map, ``m_2`` the EfficientNet's,
@@ -31,7 +35,8 @@ class AnomalyMapGenerator(nn.Module):
       about 1, so the fused map has the same scale for every data set and every training run.
 
     The official code smooths along rows only, an effect of filtering a squeezed batch of one; here the Gaussian is
-    two-dimensional for every fusion.
+    two-dimensional for every fusion. It also fuses and smooths at the image's size; the norm of ``"product"`` then runs
+    over four times the rows, which makes its maps half as large everywhere.
 
     Args:
         fusion: How the two maps become one.
@@ -52,7 +57,7 @@ class AnomalyMapGenerator(nn.Module):
             msg = f"sigma must be 0 (no smoothing) or positive, not {sigma}."
             raise ConfigurationError(msg)
         self.fusion = fusion
-        self.smoothing = gaussian_smoothing(sigma)
+        self.smoothing = gaussian_smoothing(sigma / STRIDE)
         self.register_buffer("good_mean", torch.ones(2))
 
     @property
@@ -72,16 +77,16 @@ class AnomalyMapGenerator(nn.Module):
             means.append(torch.stack([m.mean(dim=(1, 2, 3)) for m in self.teacher_maps(teacher, student, size)], dim=1))
         self.good_mean.copy_(torch.cat(means).mean(dim=0))
 
-    def teacher_maps(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> list[torch.Tensor]:
+    def teacher_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> list[torch.Tensor]:
         """Compute each teacher's unfused map.
 
         Args:
             teacher: Feature maps of each teacher by name, each of shape ``(B, C, H, W)``.
             student: Feature maps of each student, same names and shapes.
-            image_size: Height and width of the maps to return.
+            size: Height and width of the maps to return.
 
         Returns:
-            One map of shape ``(B, 1, *image_size)`` per teacher, non-negative.
+            One map of shape ``(B, 1, *size)`` per teacher, non-negative.
         """
         maps = []
         for name, features in teacher.items():
@@ -90,7 +95,7 @@ class AnomalyMapGenerator(nn.Module):
                 distance = normalized_distance(t, s).unsqueeze(1)
                 if self.fusion == "product":
                     distance = distance / (t.shape[-2] * t.shape[-1])
-                layers.append(F.interpolate(distance, size=image_size, mode="bilinear", align_corners=False))
+                layers.append(upsample(distance, size))
             maps.append(torch.stack(layers).sum(dim=0))
         return maps
 
@@ -111,6 +116,26 @@ class AnomalyMapGenerator(nn.Module):
             return resnet + efficientnet
         return (resnet / self.good_mean[0]) * (efficientnet / self.good_mean[1])
 
+    def coarse(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
+        """Compute the fused and smoothed map at a quarter of the image's size.
+
+        Args:
+            teacher: Feature maps of each teacher by name, each of shape ``(B, C, H, W)``.
+            student: Feature maps of each student, same names and shapes.
+            image_size: Height and width of the image.
+
+        Returns:
+            Anomaly map of shape ``(B, 1, H / 4, W / 4)``, sides rounded up, non-negative.
+        """
+        height, width = image_size
+        size = ((height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE)
+        fused = self.fuse(self.teacher_maps(teacher, student, size))
+        if torch.compiler.is_compiling() or not torch.is_autocast_enabled(fused.device.type):
+            return self.smoothing(fused)
+        # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
+        with torch.autocast(fused.device.type, enabled=False):
+            return self.smoothing(fused)
+
     def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the anomaly map.
 
@@ -122,9 +147,9 @@ class AnomalyMapGenerator(nn.Module):
         Returns:
             Anomaly map of shape ``(B, 1, *image_size)``, non-negative, higher where more anomalous.
         """
-        fused = self.fuse(self.teacher_maps(teacher, student, image_size))
-        if torch.compiler.is_compiling() or not torch.is_autocast_enabled(fused.device.type):
-            return self.smoothing(fused)
-        # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
-        with torch.autocast(fused.device.type, enabled=False):
-            return self.smoothing(fused)
+        return upsample(self.coarse(teacher, student, image_size), image_size)
+
+
+def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Upsample maps of shape ``(B, 1, H, W)`` bilinearly to ``size``."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

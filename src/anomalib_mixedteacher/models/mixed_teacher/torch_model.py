@@ -12,7 +12,7 @@ from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor,
 from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion, upsample
 from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
 StudentInit = Literal["scratch", "teacher"]
@@ -176,7 +176,7 @@ class MixedTeacherModel(nn.Module):
 
         Returns:
             In training mode what :meth:`features` returns. In evaluation mode an ``InferenceBatch`` with
-            ``anomaly_map`` of shape ``(B, 1, H, W)`` and ``pred_score`` of shape ``(B, 1)``, the map's maximum.
+            ``anomaly_map`` of shape ``(B, 1, H, W)`` and ``pred_score`` of shape ``(B, 1)``; see :meth:`predict`.
         """
         teacher, student = self.features(images)
         if self.training:
@@ -192,7 +192,8 @@ class MixedTeacherModel(nn.Module):
             image_size: Height and width of the anomaly map.
 
         Returns:
-            Anomaly map of shape ``(B, 1, *image_size)`` and score of shape ``(B, 1)``.
+            Anomaly map of shape ``(B, 1, *image_size)`` and score of shape ``(B, 1)``, the maximum of the map before
+            its upsampling to the image.
         """
-        anomaly_map = self.anomaly_map_generator(teacher, student, image_size)
-        return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(-2, -1)))
+        coarse = self.anomaly_map_generator.coarse(teacher, student, image_size)
+        return InferenceBatch(anomaly_map=upsample(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))
