@@ -26,3 +26,11 @@ class TeacherNotLoadedError(WeightsError):
 
 class CalibrationError(MixedTeacherError, ValueError):
     """A threshold cannot be found from the good images at hand."""
+
+
+class ExportedModelError(MixedTeacherError, RuntimeError):
+    """An exported model's files are missing, damaged or do not belong together."""
+
+
+class QuantizationError(MixedTeacherError, RuntimeError):
+    """Quantisation would lose more of a model's quality than allowed."""

@@ -8,12 +8,16 @@ import torch
 from anomalib.data.utils import image as anomalib_image
 from PIL import Image
 
-from anomalib_mixedteacher.errors import DataError
+from anomalib_mixedteacher.decoding import (
+    DECODE_ERRORS,
+    MIN_SIDE,
+    SIXTEEN_BIT_MAX,
+    check_size,
+    sixteen_bit_values,
+    undecodable,
+)
 
-MIN_SIDE = 32  # the deepest layers in use have a stride of 32: below it a map has no position of its own
-
-# What Pillow raises for files that are truncated, of another type, damaged inside, or absurdly large.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+__all__ = ["DECODE_ERRORS", "MIN_SIDE", "check_file_size", "check_image", "check_size", "read_image"]
 
 _anomalib_read_image = anomalib_image.read_image
 
@@ -37,15 +41,14 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
     """
     try:
         with Image.open(path) as image:
-            # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
-            sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"})
-            if not sixteen:
+            values = sixteen_bit_values(image)
+            if values is None:
                 return _anomalib_read_image(path, as_tensor=as_tensor)
-            grey = np.asarray(image).astype(np.float64) / np.iinfo(np.uint16).max
     except FileNotFoundError:
         raise
     except DECODE_ERRORS as error:
-        raise _undecodable(path, error) from error
+        raise undecodable(path, error) from error
+    grey = values / SIXTEEN_BIT_MAX
     if as_tensor:
         return torch.from_numpy(grey).float().expand(3, -1, -1).contiguous()
     return np.repeat(grey[..., None], 3, axis=-1)
@@ -66,7 +69,7 @@ def check_image(path: str | Path) -> None:
             image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
             image.load()
     except DECODE_ERRORS as error:
-        raise _undecodable(path, error) from error
+        raise undecodable(path, error) from error
     check_size(path, height, width)
 
 
@@ -81,26 +84,3 @@ def check_file_size(path: str | Path) -> None:
     """
     with Image.open(path) as image:
         check_size(path, image.height, image.width)
-
-
-def check_size(path: str | Path, height: int, width: int) -> None:
-    """Check that an image is large enough.
-
-    Args:
-        path: Image file, for the message.
-        height: Height in pixels.
-        width: Width in pixels.
-
-    Raises:
-        DataError: If a side is below 32 pixels.
-    """
-    if min(height, width) < MIN_SIDE:
-        msg = (
-            f"The image {path} is {width} x {height} pixels, smaller than {MIN_SIDE} pixels on a side: "
-            "remove it or provide a larger one."
-        )
-        raise DataError(msg)
-
-
-def _undecodable(path: str | Path, error: Exception) -> DataError:
-    return DataError(f"Cannot read the image {path} ({error}): replace the file or remove it from the data set.")

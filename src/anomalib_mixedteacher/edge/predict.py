@@ -1,0 +1,199 @@
+"""The command ``mixedteacher predict MODEL.xml SOURCES...``: judge images with an exported model."""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from anomalib_mixedteacher.decoding import ImageSource
+from anomalib_mixedteacher.edge.detector import HINTS, PRECISIONS, EdgeDetector, Named, StreamItem
+from anomalib_mixedteacher.edge.overlay import OverlayFolder
+from anomalib_mixedteacher.edge.sources import open_sources
+from anomalib_mixedteacher.errors import DataError
+
+FIELDS = ("name", "score", "label", "p_value", "error")
+DEFECT_STATUS = 3
+EPILOG = """Each result has a name, a score with the threshold at 0.5, a label (true for a defect), a p-value
+if the model was calibrated on good images, and an error if the image cannot be read. Exit status: 0; 1 after an error
+or an unreadable image; 3 with --fail-on-defect if there was a defect."""
+
+
+@dataclass
+class Tally:
+    """Counts of a run, and its clock.
+
+    Attributes:
+        images: Images so far, unreadable ones included.
+        defects: Images labelled as defects.
+        unreadable: Images that could not be used.
+    """
+
+    images: int = 0
+    defects: int = 0
+    unreadable: int = 0
+    _first: float = 0.0
+    _last: float = 0.0
+
+    def add(self, item: StreamItem) -> None:
+        """Count one image."""
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        self.images += 1
+        self.defects += item.prediction is not None and item.prediction.label
+        self.unreadable += item.prediction is None
+
+    def text(self) -> str:
+        """Write the counts, and the rate from the second image on: the first one waits for the model to be compiled."""
+        seconds = self._last - self._first
+        rated = self.images - self.unreadable > 1 and seconds > 0
+        rate = f", {(self.images - 1) / seconds:.1f} images a second" if rated else ""
+        return f"{self.images} images, {self.defects} defects, {self.unreadable} unreadable{rate}"
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: Arguments behind the command's name.
+
+    Returns:
+        Exit status: 0, or 1 if an image cannot be read, or 3 if there is a defect and ``--fail-on-defect`` is given.
+
+    Raises:
+        MixedTeacherError: If the user has to mend something.
+    """
+    settings = _parser().parse_args(args)
+    images = islice(open_sources(settings.sources), settings.limit)
+    detector = EdgeDetector(
+        settings.model,
+        device=settings.device,
+        performance_hint=settings.hint.upper(),
+        cache=None if settings.no_cache else settings.cache,
+        precision=settings.precision,
+    )
+    overlays = OverlayFolder(settings.overlays) if settings.overlays else None
+    with _output(settings.output) as file:
+        tally = _judge(detector, images, WRITERS[settings.format](file), overlays)
+    print(tally.text(), file=sys.stderr)
+    if settings.fail_on_defect and tally.defects:
+        return DEFECT_STATUS
+    return 1 if tally.unreadable else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mixedteacher predict", description="Judge images with an exported model.", epilog=EPILOG
+    )
+    parser.add_argument("model", type=Path, help="the exported model's .xml or .onnx file")
+    parser.add_argument(
+        "sources", nargs="+", help="image files, folders of images, video files, or camera:0 for the first camera"
+    )
+    parser.add_argument("--format", choices=WRITERS, default="jsonl", help="form of the results; default: jsonl")
+    parser.add_argument("--output", type=Path, help="file for the results; default: standard output")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="folder for heat maps over the images")
+    parser.add_argument("--fail-on-defect", action="store_true", help="exit with status 3 if there is a defect")
+    parser.add_argument("--device", default="CPU", help="OpenVINO's device, such as CPU, GPU or AUTO; default: CPU")
+    hints = [hint.lower() for hint in HINTS]
+    parser.add_argument("--hint", choices=hints, default=hints[0], help="what to optimise for; default: latency")
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument("--cache", metavar="DIR", default="auto", help="folder for compiled models; default: beside it")
+    cache.add_argument("--no-cache", action="store_true", help="keep no compiled model")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default=PRECISIONS[0], help="f32, or auto for the device's own"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="stop after N images")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        msg = f"{text!r} is no number of images: give 1 or more."
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _judge(
+    detector: EdgeDetector,
+    images: Iterable[Named],
+    write: Callable[[dict[str, Any]], None],
+    overlays: OverlayFolder | None,
+) -> Tally:
+    """Write a row for each image, until the images end or the user interrupts."""
+    tally = Tally()
+    pending: deque[ImageSource] = deque()  # images whose results are still to come, for their overlays
+
+    def remembered() -> Iterator[Named]:
+        for name, image in images:
+            pending.append(image)
+            yield name, image
+
+    progress = sys.stderr.isatty()
+    try:
+        for item in detector.stream(remembered()):
+            image = pending.popleft()
+            write(_row(item))
+            tally.add(item)
+            if overlays and item.prediction:
+                overlays.write(item.name, image, item.prediction)
+            if progress:
+                print(f"\r{tally.images} images, {tally.defects} defects", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:  # the usual end of a camera's run: what was done is kept
+        pass
+    if progress:
+        print("\r", end="", file=sys.stderr)
+    return tally
+
+
+def _row(item: StreamItem) -> dict[str, Any]:
+    prediction = item.prediction
+    if prediction is None:
+        return dict.fromkeys(FIELDS) | {"name": item.name, "error": item.error}
+    values = (item.name, prediction.score, prediction.label, prediction.p_value, None)
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def _jsonl(file: TextIO) -> Callable[[dict[str, Any]], None]:
+    return lambda row: print(json.dumps(row), file=file, flush=True)
+
+
+def _csv(file: TextIO) -> Callable[[dict[str, Any]], None]:
+    writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+    writer.writeheader()
+
+    def write(row: dict[str, Any]) -> None:
+        label = row["label"]
+        writer.writerow(row | {"label": None if label is None else str(label).lower()})  # as in JSON
+        file.flush()
+
+    return write
+
+
+WRITERS = {"jsonl": _jsonl, "csv": _csv}
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[TextIO]:
+    """Open the file under a temporary name and rename it at the end, so that a file there is always a whole one."""
+    if path is None:
+        yield sys.stdout
+        return
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        file = temporary.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        msg = f"Cannot write {path} ({error.strerror}): give another file with --output."
+        raise DataError(msg) from error
+    try:
+        with file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

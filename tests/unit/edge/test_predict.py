@@ -1,0 +1,243 @@
+"""The command ``mixedteacher predict MODEL.xml SOURCES...``, in-process."""
+
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_mixedteacher.cli import main
+from anomalib_mixedteacher.edge import EdgeDetector, Prediction, predict
+from anomalib_mixedteacher.edge.overlay import CONTOUR, draw
+from anomalib_mixedteacher.edge.sources import open_sources
+from anomalib_mixedteacher.errors import DataError
+
+
+def run(model, *arguments):
+    return main(["predict", str(model), *map(str, arguments)])
+
+
+def test_jsonl(model, folder, capsys):
+    assert run(model, folder, folder / "b.png") == 0
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    paths = [folder / "a.png", folder / "b.png", folder / "more" / "a.png", folder / "b.png"]
+    assert [row["name"] for row in rows] == [str(path) for path in paths]
+    assert [row["label"] for row in rows] == [False, True, False, True]
+    for row, value in zip(rows, (10, 200, 20, 200), strict=True):
+        assert list(row) == ["name", "score", "label", "p_value", "error"]
+        assert row["score"] == pytest.approx(value / 255, abs=1e-5)
+        assert row["p_value"] == pytest.approx((5 if value < 25 else 1) / 5)
+        assert row["error"] is None
+    summary = captured.err.splitlines()[-1]
+    assert summary.startswith("4 images, 2 defects, 0 unreadable, ")
+    assert summary.endswith(" images a second")
+
+
+def test_csv_in_a_file(model, folder, tmp_path, capsys):
+    output = tmp_path / "results.csv"
+    (folder / "b.png").write_bytes(b"broken")
+    assert run(model, folder, "--format", "csv", "--output", output) == 1
+    assert not capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(output.read_text())))
+    assert [row["label"] for row in rows] == ["false", "", "false"]
+    assert float(rows[0]["score"]) == pytest.approx(10 / 255, abs=1e-5)
+    assert rows[1]["score"] == rows[1]["p_value"] == rows[0]["error"] == ""
+    assert rows[1]["error"].startswith(f"Cannot read the image {folder / 'b.png'} (not a known image format)")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_null_where_a_model_was_not_calibrated(model, folder, capsys):
+    from .conftest import write_record
+
+    write_record(model, calibration=None)
+    assert run(model, folder / "a.png") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["p_value"] is None
+    assert captured.err == "1 images, 0 defects, 0 unreadable\n"
+
+
+def test_exit_status(model, folder):
+    assert run(model, folder, "--fail-on-defect") == 3
+    assert run(model, folder / "a.png", "--fail-on-defect") == 0
+    (folder / "a.png").write_bytes(b"broken")
+    assert run(model, folder) == 1
+    assert run(model, folder, "--fail-on-defect") == 3
+    assert run(model, folder / "a.png", "--fail-on-defect") == 1
+
+
+def test_limit_cache_and_choices(model, folder, tmp_path, capsys):
+    assert run(model, folder, "--limit", 2, "--cache", tmp_path / "cache", "--hint", "throughput") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert list((tmp_path / "cache").iterdir())
+    assert run(model, folder, "--no-cache", "--precision", "auto", "--device", "AUTO") == 0
+    assert not model.with_name(".openvino_cache").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--limit", "0"], ["--cache", "c", "--no-cache"], ["--format", "xml"], ["--precision", "bf16"]]
+)
+def test_usage_errors(model, folder, arguments):
+    with pytest.raises(SystemExit) as info:
+        run(model, folder, *arguments)
+    assert info.value.code == 2
+
+
+def test_errors_are_one_sentence(model, folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    video = tmp_path / "broken.mp4"
+    video.write_bytes(b"no video")
+    expected = [
+        ((model, tmp_path / "empty"), f"There are no images in {tmp_path / 'empty'}: put images there"),
+        ((model, tmp_path / "gone"), f"There is no file or folder {tmp_path / 'gone'}: check the path."),
+        ((model, "camera:left"), "'camera:left' is no camera: give its number, such as camera:0."),
+        ((model, video), f"Cannot open {video}: check that it is a video."),
+        ((tmp_path / "gone.xml", folder), "There is no model"),
+        ((model, folder, "--device", "TPU"), "There is no device 'TPU': choose one of AUTO, CPU"),
+        ((model, folder, "--output", tmp_path / "gone" / "r"), "(No such file or directory): give another file with"),
+        ((model, folder, "--overlays", video), f"Cannot make the folder {video} (File exists): give another one"),
+    ]
+    for arguments, sentence in expected:
+        assert run(*arguments) == 1
+        captured = capsys.readouterr()
+        assert not captured.out
+        line = captured.err.splitlines()[-1]  # OpenCV says something of its own before
+        assert line.startswith("mixedteacher: ")
+        assert sentence in line
+        assert "Traceback" not in captured.err
+
+
+def test_without_opencv(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert run(model, "camera:0") == 1
+    assert "need OpenCV: install opencv-python-headless, or give images." in capsys.readouterr().err
+
+
+def test_video(model, tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(5):
+        writer.write(np.full((48, 64, 3), (255, 0, 0), np.uint8))  # blue, which counts half
+    writer.release()
+    assert run(model, path, "--limit", 4, "--overlays", tmp_path / "o") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == [f"{path}#{number:06d}" for number in range(4)]
+    assert all(row["score"] == pytest.approx(0.5, abs=0.02) for row in rows)
+    assert (tmp_path / "o" / "clip.avi_000003.png").exists()
+
+
+class Camera:
+    """In OpenCV's place: frames without end, or none."""
+
+    def __init__(self, frames=None):
+        self.frames, self.released = frames, False
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def read(self):
+        if self.frames == 0:
+            return False, None
+        self.frames = self.frames and self.frames - 1
+        return True, np.zeros((48, 40, 3), np.uint8)
+
+    def release(self):
+        self.released = True
+
+
+def test_camera(model, capsys, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    camera = Camera()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: camera if device == 3 else None)
+    assert run(model, "camera:3", "--limit", 5) == 0
+    assert [json.loads(line)["name"][-2:] for line in capsys.readouterr().out.splitlines()] == ["00", "01", "02", "03", "04"]  # fmt: skip # noqa: E501
+    camera.frames = 0
+    with pytest.raises(DataError, match="No frame can be read from camera:3"):
+        next(open_sources(["camera:3"]))
+    assert camera.released
+
+
+def test_interrupted(model, tmp_path, monkeypatch, capsys):
+    cv2 = pytest.importorskip("cv2")
+    camera = Camera()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: camera)
+    stream = EdgeDetector.stream
+
+    def interrupted(self, images):
+        for number, item in enumerate(stream(self, images)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(EdgeDetector, "stream", interrupted)
+    output = tmp_path / "rows.jsonl"
+    assert run(model, "camera:0", "--output", output) == 0
+    assert len(output.read_text().splitlines()) == 3
+    assert capsys.readouterr().err.startswith("3 images, ")
+
+
+def test_a_file_of_results_is_a_whole_one(model, folder, tmp_path, monkeypatch):
+    output = tmp_path / "rows.jsonl"
+    output.write_text("before")
+
+    def broken(*arguments):
+        assert output.read_text() == "before"
+        raise OSError("disk full")
+
+    monkeypatch.setattr(predict, "_row", broken)
+    with pytest.raises(OSError, match="disk full"):
+        run(model, folder, "--output", output)
+    assert output.read_text() == "before"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_progress_only_on_a_terminal(model, folder, capsys, monkeypatch):
+    run(model, folder)
+    assert "\r" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(model, folder)
+    assert "\r3 images, 1 defects" in capsys.readouterr().err
+
+
+def test_overlay_files(model, folder, tmp_path):
+    overlays = tmp_path / "overlays"
+    Image.new("L", (40, 48)).save(folder / "B.jpg")
+    assert run(model, folder, "--overlays", overlays) == 0
+    names = sorted(path.name for path in overlays.iterdir())
+    assert len({name.casefold() for name in names}) == 4
+    assert {"a.png", "a_2.png"} < set(names)
+    with Image.open(overlays / "a.png") as image:
+        assert image.size == (40, 48)
+
+
+def test_overlay_against_numpy():
+    """A map of zeros and ones: two colours, and a contour where they meet."""
+    inside = np.zeros((40, 40), bool)
+    inside[10:20, 5:25] = True
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    drawn = draw(rgb, Prediction(0.9, True, inside.astype(np.float32), inside, None))
+    rim = inside.copy()
+    rim[11:19, 6:24] = False
+    assert (drawn[rim] == CONTOUR).all()
+    for region, color in ((~inside, (0, 0, 128)), (inside & ~rim, (160, 0, 0))):
+        expected = 0.6 * rgb[region].astype(np.float64) + 0.4 * np.array(color)
+        assert abs(drawn[region] - expected).max() <= 0.5 + 1e-9
+    assert np.array_equal(draw(rgb / 255, Prediction(0.9, True, inside.astype(np.float32), inside, None)), drawn)
+
+
+def test_overlay_is_as_large_as_the_image():
+    small = np.eye(32, dtype=np.float32)
+    drawn = draw(np.zeros((64, 700, 3), np.uint8), Prediction(0.9, True, small, small > 0.5, None))
+    assert drawn.shape == (64, 700, 3)
+    assert drawn.dtype == np.uint8
+
+
+def test_options_first_go_to_anomalib(monkeypatch):
+    called = []
+    monkeypatch.setattr("anomalib_mixedteacher.cli._run", lambda command, args: called.append(args))
+    assert main(["predict", "--data=images", "--ckpt_path=x"]) == 0
+    assert called == [["predict", "--model", "MixedTeacher", "--data=images", "--ckpt_path=x"]]
