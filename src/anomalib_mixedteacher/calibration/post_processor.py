@@ -101,7 +101,7 @@ class NormalCalibratedPostProcessor(PostProcessor):
         """
         super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
-        if stage == "fit" and isinstance(datamodule, AnomalibDataModule) and not _has_good(datamodule):
+        if stage == "fit" and isinstance(datamodule, AnomalibDataModule) and not has_good(datamodule):
             hold_out(datamodule, self.held_out, self.seed)
             logger.info("No good validation images: %d training images set aside.", len(datamodule.val_data))
 
@@ -196,6 +196,13 @@ class NormalCalibratedPostProcessor(PostProcessor):
             CalibrationError: If there was no calibration.
         """
         return torch.from_numpy(p_value(scores.detach().cpu(), self.image_scores.cpu())).to(scores.device)
+
+    def normalized_image_scores(self) -> torch.Tensor:
+        """Give the calibration images' scores as :meth:`forward` would, ``(n,)``; 0.5 is the threshold."""
+        if not self.enable_normalization:
+            return self.image_scores
+        scores = self._normalize(self.image_scores, self.image_min, self.image_max, self.image_threshold)
+        return torch.as_tensor(scores)
 
     def _threshold(self, scores: np.ndarray, kind: str, strict: bool) -> float:
         reachable = conformal_rank(scores.size, self.alarm_rate) <= scores.size
@@ -313,6 +320,7 @@ def hold_out(datamodule: AnomalibDataModule, share: float, seed: int) -> None:
     datamodule.val_split_mode = ValSplitMode.FROM_TRAIN
 
 
-def _has_good(datamodule: AnomalibDataModule) -> bool:
+def has_good(datamodule: AnomalibDataModule) -> bool:
+    """Tell whether the validation set of a datamodule that was set up has good images."""
     validation = getattr(datamodule, "val_data", None)
     return validation is not None and bool((validation.samples.label_index == 0).any())

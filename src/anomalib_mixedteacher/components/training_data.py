@@ -1,7 +1,10 @@
 """Checks at the start of training, and samples of the training images."""
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -12,11 +15,14 @@ from anomalib_mixedteacher.errors import DataError
 MIN_IMAGES = 2
 
 
-def check_training_data(dataset: Dataset) -> None:
+def check_training_data(dataset: Dataset) -> dict[str, Any]:
     """Read every training image once, so that a bad one is named before the first epoch and not within it.
 
     Args:
         dataset: An anomalib data set; one without a ``samples`` table is only counted.
+
+    Returns:
+        A fingerprint: the number of ``images`` and the ``sha256`` of their contents, whatever their names and order.
 
     Raises:
         DataError: If there are fewer than two images, or one cannot be decoded or has a side below 32 pixels.
@@ -29,9 +35,16 @@ def check_training_data(dataset: Dataset) -> None:
         )
         raise DataError(msg)
     samples = getattr(dataset, "samples", None)
-    if samples is not None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(check_image, samples.image_path))
+    if samples is None:
+        return {"images": count, "sha256": None}
+    with ThreadPoolExecutor() as pool:
+        digests = sorted(pool.map(_checked, samples.image_path))
+    return {"images": count, "sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
+
+
+def _checked(path: str) -> str:
+    check_image(path)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def sample_images(loader: DataLoader, count: int) -> Iterator[torch.Tensor]:

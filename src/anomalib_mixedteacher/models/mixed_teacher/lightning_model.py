@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib import LearningType, TaskType
+from anomalib.data import AnomalibDataModule, Batch
+from anomalib.deploy import CompressionType, ExportType
 from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -19,7 +20,7 @@ from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
@@ -28,6 +29,7 @@ from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProces
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.export import MAX_DROP
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, StudentInit
@@ -116,6 +118,7 @@ class MixedTeacher(AnomalibModule):
         self.loss = MixedTeacherLoss()
         self._val_loss = MeanMetric()
         self._statistics_step = -1
+        self._training_data: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         """Train for ``max_epochs`` where the trainer was given no number of epochs.
@@ -141,7 +144,7 @@ class MixedTeacher(AnomalibModule):
                 "data, batch size and trainer.max_epochs, or start without ckpt_path."
             )
             raise ConfigurationError(msg)
-        check_training_data(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        self._training_data = check_training_data(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         if self.model.teachers_loaded:
             return
         self.model.load_teachers(self.teacher_weights)
@@ -278,12 +281,16 @@ class MixedTeacher(AnomalibModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record which teacher weights the checkpoint holds."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["anomalib_mixedteacher"] = {
-            "version": __version__,
+        checkpoint["anomalib_mixedteacher"] = {"version": __version__} | self.provenance
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from: teacher weights, their fingerprints, and the training images."""
+        nets = {teacher.backbone: teacher.extractor.net for teacher in self.model.teachers.values()}
+        return {
             "teacher_weights": self.teacher_weights,
-            "fingerprints": {
-                t.backbone: fingerprint(t.extractor.net.state_dict()) for t in self.model.teachers.values()
-            },
+            "fingerprints": {backbone: fingerprint(net.state_dict()) for backbone, net in nets.items()},
+            "training_data": self._training_data,
         }
 
     def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
@@ -316,6 +323,58 @@ class MixedTeacher(AnomalibModule):
             kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
         return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = MAX_DROP,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO: one lean graph from pixels to verdict, and ``metadata.json`` beside it.
+
+        Unlike anomalib's own export, quantisation sees good images only, keeps in float32 what forms the difference of
+        teacher and student, sets the thresholds anew on the quantised model's scores where they came from good images,
+        and is refused where it loses too much. With a datamodule that has good and defective images, the exported
+        graph's AUROC is measured and recorded.
+
+        Args:
+            export_root: Folder for the model, which is written to ``weights/openvino`` in it.
+            model_file_name: Name of the file without its suffix.
+            input_size: Height and width of the images that the graph takes; any by default.
+            compression_type: ``FP16`` halves the file, ``INT8`` quantises the weights only, ``INT8_PTQ`` quantises,
+                ``INT8_ACQ`` sets layers back to float32 until ``max_drop`` holds.
+            datamodule: Images; needed for ``INT8_PTQ`` and ``INT8_ACQ``.
+            metric: One that reads anomaly maps or masks lets ``INT8_ACQ`` watch the pixel AUROC; the image AUROC by
+                default.
+            task: Unused.
+            max_drop: Loss of image or pixel AUROC from which a quantised model is not written.
+            ov_kwargs: Unused; anomalib passes them to OpenVINO's converter.
+            onnx_kwargs: Passed to ``torch.onnx.export``.
+
+        Returns:
+            Path of the ``.xml`` file.
+
+        Raises:
+            TeacherNotLoadedError: If the model was not trained.
+            QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
+        """
+        del task, ov_kwargs
+        # imports NNCF, which takes seconds that training need not wait for
+        from anomalib_mixedteacher.export.openvino import Compression, export_openvino, watches_pixels
+
+        kind = None if compression_type is None else CompressionType(compression_type)
+        compression = Compression(kind, datamodule, watches_pixels(metric), max_drop)
+        folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{model_file_name}.xml"
+        return export_openvino(self, path, input_size, compression, self.provenance, onnx_kwargs)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the architecture and the fusion from the checkpoint.
 
@@ -337,6 +396,7 @@ class MixedTeacher(AnomalibModule):
             msg = "This checkpoint is not a MixedTeacher's: give one that MixedTeacher trained."
             raise ConfigurationError(msg)
         self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
+        self._training_data = record.get("training_data")
         saved = {name: checkpoint["hyper_parameters"][name] for name in MODEL_ARGUMENTS}
         differing = [name for name in MODEL_ARGUMENTS if _plain(saved[name]) != _plain(self.hparams[name])]
         if differing:

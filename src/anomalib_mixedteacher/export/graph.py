@@ -1,0 +1,175 @@
+"""The OpenVINO graph of a model, put together from its parts: resize, network, post-processor."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import openvino
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
+from torch import nn
+from torchvision.transforms.v2 import Compose, Resize
+
+from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError
+
+RAW_SCORE, RAW_MAP = "raw_pred_score", "raw_anomaly_map"
+_NCHW = openvino.Layout("NCHW")
+
+
+def resize_of(module: AnomalibModule) -> Resize | None:
+    """Find the antialiased resize to a fixed size that a model's transform starts with.
+
+    Args:
+        module: A model.
+
+    Returns:
+        The resize; ``None`` where the transform starts with something else.
+    """
+    transform = module.pre_processor.transform if isinstance(module.pre_processor, PreProcessor) else None
+    first = transform.transforms[0] if isinstance(transform, Compose) and len(transform.transforms) else None
+    fixed = isinstance(first, Resize) and first.antialias and first.size is not None and len(first.size) == 2
+    return first if fixed else None
+
+
+def network(module: AnomalibModule, input_size: tuple[int, int] | None = None, **onnx_kwargs: Any) -> openvino.Model:
+    """Convert a model up to its raw score and map, without resize and post-processor.
+
+    Args:
+        module: A trained model.
+        input_size: Height and width of the input, used where the transform does not start with a resize; ``None``
+            leaves them open.
+        onnx_kwargs: Passed to ``torch.onnx.export``.
+
+    Returns:
+        Graph from images ``(B, 3, H, W)`` in ``[0, 1]`` to ``pred_score`` and ``anomaly_map``, not normalised; if the
+        transform starts with a resize, ``H`` and ``W`` are the sizes behind it.
+    """
+    resize = resize_of(module)
+    with _without_ends(module, resize is not None), tempfile.TemporaryDirectory() as folder:
+        size = input_size if resize is None else (resize.size[0], resize.size[1])
+        path = module.to_onnx(folder, input_size=size, **onnx_kwargs)
+        model = openvino.convert_model(path)
+    for name, friendly in (("pred_score", RAW_SCORE), ("anomaly_map", RAW_MAP)):
+        model.output(name).get_node().input_value(0).get_node().set_friendly_name(friendly)
+    return model
+
+
+def with_resize(model: openvino.Model, input_size: tuple[int, int] | None) -> openvino.Model:
+    """Let a network of fixed input size take images of another, or of any size.
+
+    The resize is Pillow's bilinear one, whose antialiasing is that of ``Resize(antialias=True)``.
+
+    Args:
+        model: Graph with an input ``(B, 3, H, W)`` of fixed ``H`` and ``W``.
+        input_size: Height and width of the images; ``None`` for any.
+
+    Returns:
+        The graph with the resize in front.
+    """
+    shape = model.input(0).partial_shape
+    if input_size is not None and (shape[2].get_length(), shape[3].get_length()) == tuple(input_size):
+        return model
+    processor = PrePostProcessor(model)
+    step = processor.input()
+    tensor = step.tensor().set_layout(_NCHW)
+    if input_size is None:
+        tensor.set_spatial_dynamic_shape()
+    else:
+        tensor.set_spatial_static_shape(*input_size)
+    step.model().set_layout(_NCHW)
+    step.preprocess().resize(ResizeAlgorithm.RESIZE_BILINEAR_PILLOW)
+    return processor.build()
+
+
+def with_post_processor(model: openvino.Model, post_processor: nn.Module | None) -> openvino.Model:
+    """Put a post-processor behind a network.
+
+    Args:
+        model: Graph with outputs ``pred_score`` and ``anomaly_map``, or one that :func:`raw` gave.
+        post_processor: anomalib's or this package's; ``None`` leaves the graph as it is.
+
+    Returns:
+        Graph with the post-processor's outputs, in the order and by the names of anomalib's ``InferenceBatch``.
+    """
+    if post_processor is None:
+        return model
+    sources = [model.output("pred_score"), model.output("anomaly_map")]
+    examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
+    tail_module = _Tail(post_processor).eval()
+    tail = openvino.convert_model(tail_module, example_input=examples)
+    for parameter, source in zip(tail.get_parameters(), sources, strict=True):
+        parameter.output(0).replace(source.get_node().input_value(0))
+    with torch.no_grad():
+        names = [name for name, value in tail_module.predict(*examples)._asdict().items() if value is not None]
+    for result, name in zip(tail.get_results(), names, strict=True):
+        result.input_value(0).set_names({name})
+    # the network's own outputs carried these names
+    for source in sources:
+        value = source.get_node().input_value(0)
+        if not any(result.input_value(0) == value for result in tail.get_results()):
+            value.set_names({value.get_node().get_friendly_name()})
+    return openvino.Model(tail.get_results(), model.get_parameters(), "anomalib_mixedteacher")
+
+
+def raw(model: openvino.Model) -> openvino.Model:
+    """Take the post-processor off a graph again.
+
+    Args:
+        model: A graph that this package exported.
+
+    Returns:
+        Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
+
+    Raises:
+        ExportedModelError: If the graph was exported otherwise.
+    """
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    if RAW_SCORE not in nodes or RAW_MAP not in nodes:
+        msg = (
+            "This model was not exported by anomalib-mixedteacher, so its raw scores cannot be reached: export the "
+            "checkpoint again with this version."
+        )
+        raise ExportedModelError(msg)
+    outputs = []
+    for friendly, name in ((RAW_SCORE, "pred_score"), (RAW_MAP, "anomaly_map")):
+        output = nodes[friendly].output(0)
+        output.set_names({name})
+        outputs.append(openvino.opset13.result(output))
+    return openvino.Model(outputs, model.get_parameters(), "raw")
+
+
+class _Tail(nn.Module):
+    """A post-processor with tensors for inputs and outputs, for tracing."""
+
+    def __init__(self, post_processor: nn.Module) -> None:
+        super().__init__()
+        self.post_processor = post_processor
+
+    def predict(self, pred_score: torch.Tensor, anomaly_map: torch.Tensor) -> InferenceBatch:
+        return self.post_processor(InferenceBatch(pred_score=pred_score, anomaly_map=anomaly_map))
+
+    def forward(self, pred_score: torch.Tensor, anomaly_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(value for value in self.predict(pred_score, anomaly_map) if value is not None)
+
+
+@contextmanager
+def _without_ends(module: AnomalibModule, without_resize: bool) -> Iterator[None]:
+    """Take post-processor and resize off a model for the time of its conversion."""
+    before, after = module.pre_processor, module.post_processor
+    if not isinstance(after, PostProcessor | None):
+        msg = f"The post-processor {type(after).__name__} cannot be exported: use anomalib's or this package's."
+        raise ConfigurationError(msg)
+    module.post_processor = None
+    if without_resize and isinstance(before, PreProcessor) and isinstance(before.transform, Compose):
+        module.pre_processor = PreProcessor(Compose(before.transform.transforms[1:]))
+    training = module.training
+    try:
+        yield
+    finally:
+        module.pre_processor, module.post_processor = before, after
+        module.train(training)

@@ -1,0 +1,231 @@
+"""From a trained model to a lean OpenVINO model with its record."""
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
+from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor, has_good, hold_out
+from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
+from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
+from anomalib_mixedteacher.export import MAX_DROP, quality, quantize
+from anomalib_mixedteacher.export.files import write_model
+from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
+
+logger = logging.getLogger(__name__)
+
+_BLAME_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How to make a model smaller and faster.
+
+    Attributes:
+        kind: anomalib's compression type; ``None`` for float32.
+        datamodule: Good images for the ranges and thresholds, labelled ones for the loss.
+        pixel: Whether the accuracy-aware mode watches the pixel AUROC rather than the image AUROC.
+        max_drop: Loss of AUROC that is still written, 0 to 1.
+    """
+
+    kind: CompressionType | None = None
+    datamodule: AnomalibDataModule | None = None
+    pixel: bool = False
+    max_drop: float = MAX_DROP
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 1:
+            msg = f"max_drop must be a loss of AUROC between 0 and 1, not {self.max_drop}."
+            raise ConfigurationError(msg)
+        if self.kind in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ} and self.datamodule is None:
+            msg = f"{self.kind.value.upper()} needs images: give a datamodule (--data on the command line)."
+            raise ConfigurationError(msg)
+
+
+def watches_pixels(metric: Metric | None) -> bool:
+    """Tell whether a metric is about pixels, by the fields that it reads."""
+    return bool({"anomaly_map", "pred_mask"} & set(getattr(metric, "fields", None) or ()))
+
+
+def export_openvino(
+    module: AnomalibModule,
+    path: Path,
+    input_size: tuple[int, int] | None = None,
+    compression: Compression | None = None,
+    provenance: dict[str, Any] | None = None,
+    onnx_kwargs: dict[str, Any] | None = None,
+) -> Path:
+    """Export a trained model to OpenVINO.
+
+    Args:
+        module: The model.
+        path: The ``.xml`` file to write, in a folder that exists.
+        input_size: Height and width of the images that the graph takes; ``None`` for any.
+        compression: How to compress; float32 by default.
+        provenance: Fields of the :class:`ModelRecord` that only the model knows.
+        onnx_kwargs: Passed to ``torch.onnx.export``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigurationError: If images are needed and there are none.
+        QuantizationError: If quantisation loses more AUROC than allowed; nothing is written then.
+    """
+    compression = compression or Compression()
+    resize = resize_of(module)
+    post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
+    reference = network(module, input_size, **(onnx_kwargs or {}))
+    model, measured = reference, None
+    if compression.datamodule is not None:
+        _prepare(compression.datamodule, post_processor)
+    if compression.kind not in {None, CompressionType.FP16}:
+        model = _quantized(reference, compression, resize)
+    if compression.datamodule is not None:
+        measured = _measure(reference, model, compression, resize)
+        if model is not reference:
+            post_processor = _recalibrated(post_processor, model, compression.datamodule, resize)
+    record = ModelRecord(
+        model=module.name,
+        version=__version__,
+        precision="FP32" if compression.kind is None else compression.kind.value.upper(),
+        image_size=(resize.size[0], resize.size[1]) if resize is not None else input_size,
+        quality=measured,
+        **describe(post_processor),
+        **(provenance or {}),
+    )
+    fixed = model if resize is None else with_resize(model, input_size)
+    graph = with_post_processor(fixed, post_processor)
+    return write_model(graph, record, path, compression.kind == CompressionType.FP16)
+
+
+def describe(post_processor: PostProcessor | None) -> dict[str, Any]:
+    """Describe a post-processor's thresholds for a record.
+
+    Args:
+        post_processor: anomalib's or this package's.
+
+    Returns:
+        ``thresholds`` and ``calibration`` of the :class:`ModelRecord`.
+    """
+    if post_processor is None:
+        return {}
+    pairs = {"image": post_processor.image_threshold.item(), "pixel": post_processor.pixel_threshold.item()}
+    thresholds = {name: value for name, value in pairs.items() if np.isfinite(value)}
+    if not isinstance(post_processor, NormalCalibratedPostProcessor) or not post_processor.image_scores.numel():
+        return {"thresholds": thresholds or None}
+    scores = sorted(post_processor.normalized_image_scores().tolist())
+    found = Calibration(post_processor.alarm_rate, post_processor.min_area, scores)
+    return {"thresholds": thresholds, "calibration": found}
+
+
+def _prepare(datamodule: AnomalibDataModule, post_processor: PostProcessor | None) -> None:
+    """Set up a datamodule as training did, images set aside for the thresholds included."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    if isinstance(post_processor, NormalCalibratedPostProcessor) and not has_good(datamodule):
+        hold_out(datamodule, post_processor.held_out, post_processor.seed)
+
+
+def _quantized(model: openvino.Model, compression: Compression, resize: Any) -> openvino.Model:
+    if compression.kind == CompressionType.INT8:
+        return nncf.compress_weights(model.clone())
+    datamodule = compression.datamodule
+    assert datamodule is not None  # checked by Compression
+    count = min(quantize.MAX_IMAGES, len(datamodule.train_data))
+    chosen = np.linspace(0, len(datamodule.train_data) - 1, count).round().astype(int).tolist()
+    images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
+    if compression.kind == CompressionType.INT8_PTQ:
+        return quantize.quantize(model.clone(), images)
+    labelled = quality.labelled(datamodule, ("val", "test"))
+    if labelled is None:
+        msg = "INT8_ACQ watches the AUROC and needs good and defective images: give both, or use INT8_PTQ."
+        raise ConfigurationError(msg)
+    items = list(quality.batches(labelled, resize))
+    measure = _pixel_auroc if compression.pixel else _image_auroc
+    return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop)
+
+
+def _image_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
+    results = [(float(model(image)["pred_score"].ravel()[0]), int(batch.gt_label)) for image, batch in items]
+    scores, labels = zip(*results, strict=True)
+    return binary_auroc(torch.tensor(scores), torch.tensor(labels)).item()
+
+
+def _pixel_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
+    maps, masks = [], []
+    for image, batch in items:
+        maps.append(torch.from_numpy(model(image)["anomaly_map"].ravel().copy()))
+        masks.append(torch.zeros_like(maps[-1]) if batch.gt_mask is None else batch.gt_mask.ravel())
+    return binary_auroc(torch.cat(maps), (torch.cat(masks) > 0).int()).item()
+
+
+def _measure(
+    reference: openvino.Model, model: openvino.Model, compression: Compression, resize: Any
+) -> dict[str, float] | None:
+    """Measure AUROC before and after, and refuse what loses too much."""
+    labelled = quality.labelled(compression.datamodule)  # type: ignore[arg-type]  # not None here
+    if labelled is None:
+        logger.warning("No defective images, so the exported model's AUROC is not measured.")
+        return None
+    before = quality.auroc(reference, labelled, resize)
+    if model is reference:
+        return before
+    after = quality.auroc(model, labelled, resize)
+    measured = after | {f"float_{name}": before[name] for name in before if name != "images"}
+    losses = {name: before[name] - after[name] for name in before if name != "images"}
+    if max(losses.values()) > compression.max_drop:
+        images = [image for image, _ in quality.batches(labelled.subsample(_spread(labelled, _BLAME_IMAGES)), resize)]  # type: ignore[attr-defined]
+        layers = ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
+        lost = " and ".join(f"{loss:.4f} of {name.replace('_', ' ')}" for name, loss in losses.items())
+        msg = (
+            f"Quantisation loses {lost}, more than max_drop={compression.max_drop:g}; the layers that add most error "
+            f"are {layers}: use INT8_ACQ, or FP16, or allow a larger max_drop."
+        )
+        raise QuantizationError(msg)
+    return measured
+
+
+def _spread(dataset: Any, count: int) -> list[int]:
+    return sorted(set(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()))
+
+
+def _recalibrated(
+    post_processor: PostProcessor | None, model: openvino.Model, datamodule: AnomalibDataModule, resize: Any
+) -> PostProcessor | None:
+    """Find the thresholds of a quantised model on its own scores."""
+    if not isinstance(post_processor, NormalCalibratedPostProcessor):
+        return post_processor
+    post_processor = copy.deepcopy(post_processor)
+    compiled = quality.compile_exactly(model)
+    for images, batch in quality.batches(datamodule.val_data, resize):
+        if not bool(batch.gt_label):
+            gather(post_processor, compiled(images), batch.image_path)
+    post_processor.calibrate()
+    return post_processor
+
+
+def gather(post_processor: NormalCalibratedPostProcessor, result: Any, paths: Sequence[str]) -> None:
+    """Hand one image's raw predictions of a compiled graph to a post-processor that is to be calibrated.
+
+    Args:
+        post_processor: The post-processor.
+        result: What the compiled graph gave.
+        paths: Path of the image.
+    """
+    score, anomaly_map = (torch.from_numpy(result[name].copy()) for name in ("pred_score", "anomaly_map"))
+    post_processor.gather(score.flatten(), anomaly_map, list(paths))

@@ -1,0 +1,101 @@
+"""What a graph detects: AUROC of its raw scores and maps on labelled images."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from anomalib.data import AnomalibDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import Resize
+
+from anomalib_mixedteacher.benchmark.scores import Predictions, summarize
+
+Images = NDArray[np.float32]
+
+
+def compile_exactly(model: openvino.Model) -> openvino.CompiledModel:
+    """Compile for the CPU in float32; OpenVINO would take bfloat16 where the processor has it."""
+    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def batches(dataset: Dataset, resize: Resize | None) -> Iterator[tuple[Images, Any]]:
+    """Read a data set image by image, resized as in training.
+
+    Args:
+        dataset: An anomalib data set.
+        resize: What the model's transform starts with.
+
+    Yields:
+        Images of shape ``(1, 3, H, W)`` in ``[0, 1]``, and anomalib's batch of one with a mask of the same size.
+    """
+    for batch in DataLoader(dataset, batch_size=1, collate_fn=dataset.collate_fn):  # type: ignore[attr-defined]
+        if resize is not None:
+            batch.image = resize(batch.image)
+            if batch.gt_mask is not None:
+                batch.gt_mask = torch.nn.functional.interpolate(
+                    batch.gt_mask.reshape(1, 1, *batch.gt_mask.shape[-2:]).float(), batch.image.shape[-2:]
+                )
+        yield batch.image.numpy(), batch
+
+
+def labelled(datamodule: AnomalibDataModule, splits: Iterable[str] = ("test", "val")) -> Dataset | None:
+    """Find a split that has both good and defective images.
+
+    Args:
+        datamodule: A datamodule that was set up.
+        splits: Splits to look at, in this order.
+
+    Returns:
+        The split's data set; ``None`` if no split has both.
+    """
+    for split in splits:
+        data = getattr(datamodule, f"{split}_data", None)
+        if data is not None and set(data.samples.label_index) >= {0, 1}:
+            return data
+    return None
+
+
+def predict(model: openvino.Model, dataset: Dataset, resize: Resize | None) -> Predictions:
+    """Run a graph over labelled images.
+
+    Args:
+        model: Graph with the outputs ``pred_score`` and ``anomaly_map``.
+        dataset: An anomalib data set.
+        resize: What the model's transform starts with.
+
+    Returns:
+        Scores and maps as the graph gives them. Images without a mask count as good everywhere.
+    """
+    compiled = compile_exactly(model)
+    scores, maps, labels, masks = [], [], [], []
+    for images, batch in batches(dataset, resize):
+        result = compiled(images)
+        scores.append(torch.from_numpy(result["pred_score"].reshape(1).copy()))
+        maps.append(torch.from_numpy(result["anomaly_map"].reshape(1, *images.shape[-2:]).copy()))
+        labels.append(batch.gt_label.int())
+        mask = torch.zeros_like(maps[-1]) if batch.gt_mask is None else batch.gt_mask.reshape(maps[-1].shape)
+        masks.append((mask > 0).int())
+    kinds = list(dataset.samples.label)  # type: ignore[attr-defined]
+    return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
+
+
+def auroc(model: openvino.Model, dataset: Dataset, resize: Resize | None) -> dict[str, float]:
+    """Measure a graph's image and pixel AUROC.
+
+    Args:
+        model: Graph with the outputs ``pred_score`` and ``anomaly_map``.
+        dataset: An anomalib data set with good and defective images.
+        resize: What the model's transform starts with.
+
+    Returns:
+        ``images`` (their number) and ``image_AUROC``; ``pixel_AUROC`` too where there are masks.
+    """
+    predictions = predict(model, dataset, resize)
+    summary = summarize(predictions)
+    result = {"images": float(len(predictions.scores)), "image_AUROC": summary["image_AUROC"]}
+    if predictions.masks.any():
+        result["pixel_AUROC"] = summary["pixel_AUROC"]
+    return result
