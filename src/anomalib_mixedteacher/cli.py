@@ -1,7 +1,8 @@
-"""The package's own command: ``mixedteacher train|test|predict|export|calibrate``.
+"""The package's own command: ``mixedteacher train|test|predict|export|calibrate|benchmark``.
 
 The first four take the same arguments and configuration files as anomalib's commands, with two differences: only the
 parser of the command at hand is built, and an error made by the user ends in its one sentence instead of a traceback.
+``predict`` followed by an exported model rather than by an option needs no anomalib, and does not load it.
 """
 
 import re
@@ -11,15 +12,16 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "Fit a model on good images, then test it.",
     "test": "Test a checkpoint.",
-    "predict": "Predict an image or a folder with a checkpoint.",
+    "predict": "Predict images with a checkpoint, or with an exported model: predict MODEL.xml IMAGES...",
     "export": "Export a checkpoint to ONNX, OpenVINO or torch.",
     "calibrate": "Set a checkpoint's thresholds from good images and a budget for false alarms.",
+    "benchmark": "Measure exported models side by side (benchmark speed).",
 }
-USAGE = """usage: mixedteacher {train,test,predict,export,calibrate} [options]
+USAGE = """usage: mixedteacher {train,test,predict,export,calibrate,benchmark} [options]
 
 {commands}
 
-mixedteacher COMMAND --help lists a command's options."""
+mixedteacher COMMAND --help lists a command's options; predict MODEL.xml --help those for exported models."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -29,7 +31,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; ``sys.argv`` by default.
 
     Returns:
-        Exit status: 0, or 1 after an error that the user can mend, or 2 for a wrong command line.
+        Exit status: 0, or 1 after an error that the user can mend, or 2 for a wrong command line, or 3 for a defect if
+        ``predict --fail-on-defect`` found one.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in {"-h", "--help"}:
@@ -47,10 +50,18 @@ def main(args: Sequence[str] | None = None) -> int:
     from anomalib_mixedteacher.errors import MixedTeacherError
 
     try:
+        if args[0] == "predict" and len(args) > 1 and not args[1].startswith("-"):
+            from anomalib_mixedteacher.edge import predict
+
+            return predict.main(args[1:])
         if args[0] == "calibrate":
             from anomalib_mixedteacher.calibration import recalibrate
 
             recalibrate.main(args[1:])
+        elif args[0] == "benchmark":
+            from anomalib_mixedteacher.benchmark import speed
+
+            speed.main(args[1:])
         else:
             _run(args[0], _with_default_model(args))
     except MixedTeacherError as error:

@@ -49,6 +49,25 @@ class _PeerTeacher(Callback):
         load_peer_teacher(pl_module, self.source, images)
 
 
+def build(name: str, weights: str, image_size: int, **arguments: Any) -> tuple[AnomalibModule, list[Callback]]:
+    """Build a model whose teacher gets its weights when training starts.
+
+    Args:
+        name: ``"MixedTeacher"``, ``"Stfpm"`` or ``"Patchcore"``.
+        weights: Where the teachers' weights come from.
+        image_size: Side to which the model resizes images, in pixels.
+        arguments: More arguments of the model.
+
+    Returns:
+        The model, and the callbacks that its trainer needs.
+    """
+    size = (image_size, image_size)
+    if name == "MixedTeacher":
+        return MixedTeacher(weights, pre_processor=MixedTeacher.configure_pre_processor(size), **arguments), []
+    pre_processor = AnomalibModule.configure_pre_processor(size)
+    return build_peer(name, pre_processor=pre_processor, **arguments), [_PeerTeacher(weights)]
+
+
 def run(
     name: str, datamodule: AnomalibDataModule, weights: str, settings: argparse.Namespace, seed: int, **arguments: Any
 ) -> list[dict[str, Any]]:
@@ -66,17 +85,10 @@ def run(
         Metrics, seconds of training and the process's peak memory, with what they were measured on.
     """
     lightning.seed_everything(seed, verbose=False)
-    callbacks: list[Callback] = []
-    size = (settings.image_size, settings.image_size)
     common = describe(datamodule.name, weights, settings, seed)
-    if name == "MixedTeacher":
-        pre_processor = MixedTeacher.configure_pre_processor(size)
-        model: AnomalibModule = MixedTeacher(weights, pre_processor=pre_processor, **arguments)
-    else:
-        pre_processor = AnomalibModule.configure_pre_processor(size)
-        layers = {"layers": settings.peer_layers} if settings.peer_layers else {}
-        model = build_peer(name, pre_processor=pre_processor, **{**ARGUMENTS.get(name, {}), **layers, **arguments})
-        callbacks.append(_PeerTeacher(weights))
+    layers = {"layers": settings.peer_layers} if settings.peer_layers and name != "MixedTeacher" else {}
+    peer = {**ARGUMENTS.get(name, {}), **layers}
+    model, callbacks = build(name, weights, settings.image_size, **{**peer, **arguments})
     datamodule.train_batch_size = BATCH.get(name, 32)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -33,7 +33,8 @@ def build_peer(name: str, **arguments: Any) -> AnomalibModule:
 
     Args:
         name: ``"Stfpm"`` or ``"Patchcore"``.
-        arguments: The model's own arguments.
+        arguments: The model's own arguments; without ``backbone``, Patchcore has a ResNet-18 and not anomalib's
+            ``wide_resnet50_2``, so that both have the same teacher.
 
     Returns:
         The model; its teacher is random until :func:`load_peer_teacher`.

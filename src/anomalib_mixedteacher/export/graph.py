@@ -1,6 +1,7 @@
 """The OpenVINO graph of a model, put together from its parts: resize, network, post-processor."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -101,7 +102,10 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
     sources = [model.output("pred_score"), model.output("anomaly_map")]
     examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
     tail_module = _Tail(post_processor).eval()
-    tail = openvino.convert_model(tail_module, example_input=examples)
+    with warnings.catch_warnings():
+        # Whether there are thresholds is no question of the images, so it may become a constant of the graph.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        tail = openvino.convert_model(tail_module, example_input=examples)
     for parameter, source in zip(tail.get_parameters(), sources, strict=True):
         parameter.output(0).replace(source.get_node().input_value(0))
     with torch.no_grad():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 import nncf
 import numpy as np
 import openvino
-from numpy.typing import NDArray
 
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.quality import Images, compile_exactly
@@ -109,7 +108,10 @@ def _settings(model: openvino.Model, images: Sequence[Images]) -> dict[str, obje
 
 
 def blame(reference: openvino.Model, quantized: openvino.Model, images: Sequence[Images]) -> list[tuple[str, float]]:
-    """Find the convolutions at whose output quantisation adds most error.
+    """Find the convolutions that quantisation itself disturbs most.
+
+    Each quantised convolution is given the input that it has in float32, so that a layer is not blamed for what came
+    before it.
 
     Args:
         reference: The network in float32.
@@ -117,24 +119,28 @@ def blame(reference: openvino.Model, quantized: openvino.Model, images: Sequence
         images: A few images of shape ``(1, 3, H, W)``.
 
     Returns:
-        The worst layers' names and the error that they add, relative to their output's norm, worst first.
+        The worst layers' names, and the norm of their error relative to that of their output, worst first.
     """
-    layers = _convolutions(reference)
-    # In the order of execution: a layer's own error is what exceeds its input's.
-    errors = _relative_errors(reference, quantized, list(layers), images)
-    added = {}
-    previous: dict[str, float] = {}
-    for name, error in errors.items():
-        branch = layers[name].split("|")[0]
-        added[layers[name].split("|")[1]] = max(0.0, error**2 - previous.get(branch, 0.0) ** 2) ** 0.5
-        previous[branch] = error
-    return sorted(added.items(), key=lambda item: -item[1])[:BLAMED]
+    labels = _convolutions(reference)
+    present = {node.get_friendly_name() for node in quantized.get_ops()}
+    names = [name for name in labels if name in present]
+    tapped, isolated = compile_exactly(_tapped(reference, names)), compile_exactly(_isolated(quantized, names))
+    squares = np.zeros((2, len(names)))
+    for image in images:
+        values = tapped(image)
+        inputs, expected = ([values[2 * index + end] for index in range(len(names))] for end in (0, 1))
+        outputs = isolated(inputs)
+        for index in range(len(names)):
+            exact = expected[index].astype(np.float64)
+            squares[:, index] += np.square(outputs[index] - exact).sum(), np.square(exact).sum()
+    errors = np.sqrt(squares[0] / np.maximum(squares[1], np.finfo(np.float64).tiny))
+    return [(labels[names[index]], float(errors[index])) for index in np.argsort(-errors)[:BLAMED]]
 
 
 def _convolutions(model: openvino.Model) -> dict[str, str]:
-    """Name convolutions by their weights: ``branch|name``; a depthwise one by the layer before it."""
-    named: dict[str, str] = {}
-    last = "?"
+    """Label each convolution by its weights' name, or a depthwise one, whose name is lost, by the layer before it."""
+    labels: dict[str, str] = {}
+    last = "the input"
     for node in model.get_ordered_ops():
         if node.get_type_name() not in CONVOLUTIONS:
             continue
@@ -142,34 +148,36 @@ def _convolutions(model: openvino.Model) -> dict[str, str]:
         while weights.get_type_name() != "Constant":
             weights = weights.input_value(0).get_node()
         name = weights.get_friendly_name()
-        label = name.removesuffix(".weight") if name.endswith(".weight") else f"depthwise after {last}"
-        last = label if name.endswith(".weight") else last
-        branch = ".".join(last.split(".")[:3])
-        named[node.get_friendly_name()] = f"{branch}|{label}"
-    return named
+        if name.endswith(".weight"):
+            last = labels[node.get_friendly_name()] = name.removesuffix(".weight")
+        else:
+            labels[node.get_friendly_name()] = f"depthwise behind {last}"
+    return labels
 
 
-def _relative_errors(
-    reference: openvino.Model, quantized: openvino.Model, names: list[str], images: Sequence[Images]
-) -> dict[str, float]:
-    both = [_with_outputs(model, names) for model in (reference, quantized)]
-    shared = [name for name in names if all(name in found for _, found in both)]
-    difference, norm = dict.fromkeys(shared, 0.0), dict.fromkeys(shared, 0.0)
-    compiled = [(compile_exactly(model), found) for model, found in both]
-    for image in images:
-        values: list[dict[str, NDArray[np.float32]]] = []
-        for model, found in compiled:
-            result = model(image)
-            values.append({name: result[found[name]] for name in shared})
-        for name in shared:
-            difference[name] += float(np.square(values[1][name].astype(np.float64) - values[0][name]).sum())
-            norm[name] += float(np.square(values[0][name].astype(np.float64)).sum())
-    return {name: (difference[name] / max(norm[name], 1e-30)) ** 0.5 for name in shared}
+def _tapped(model: openvino.Model, names: list[str]) -> openvino.Model:
+    """Let a network give the input and the output of each named convolution, in this order."""
+    model = model.clone()
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    ends = [end for name in names for end in (nodes[name].input_value(0), nodes[name].output(0))]
+    return openvino.Model([openvino.opset13.result(end) for end in ends], model.get_parameters(), "tapped")
 
 
-def _with_outputs(model: openvino.Model, names: list[str]) -> tuple[openvino.Model, dict[str, int]]:
-    clone = model.clone()
-    nodes = {node.get_friendly_name(): node for node in clone.get_ops()}
-    found = {name: index for index, name in enumerate(name for name in names if name in nodes)}
-    results = [openvino.opset13.result(nodes[name].output(0)) for name in found]
-    return openvino.Model(results, clone.get_parameters(), "inspected"), found
+def _isolated(model: openvino.Model, names: list[str]) -> openvino.Model:
+    """Cut a network up into its named convolutions, each with an input of its own, quantisation included."""
+    model = model.clone()
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    parameters = []
+    for name in names:
+        data = nodes[name].input(0)
+        quantizer = data.get_source_output().get_node()
+        parameter = openvino.opset13.parameter(data.get_partial_shape(), data.get_element_type())
+        if quantizer.get_type_name() == "FakeQuantize":
+            ranges = [quantizer.input_value(index) for index in range(1, 5)]
+            levels = quantizer.get_attributes()["levels"]
+            source = openvino.opset13.fake_quantize(parameter, *ranges, levels).output(0)
+        else:
+            source = parameter.output(0)
+        data.replace_source_output(source)
+        parameters.append(parameter)
+    return openvino.Model([openvino.opset13.result(nodes[name].output(0)) for name in names], parameters, "isolated")
