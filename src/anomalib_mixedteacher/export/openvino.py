@@ -40,12 +40,14 @@ class Compression:
         datamodule: Good images for the ranges and thresholds, labelled ones for the loss.
         pixel: Whether the accuracy-aware mode watches the pixel AUROC rather than the image AUROC.
         max_drop: Loss of AUROC that is still written, 0 to 1.
+        keep: Parts of the names of convolutions that are never quantised.
     """
 
     kind: CompressionType | None = None
     datamodule: AnomalibDataModule | None = None
     pixel: bool = False
     max_drop: float = MAX_DROP
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
@@ -150,14 +152,14 @@ def _quantized(model: openvino.Model, compression: Compression, resize: Any) -> 
     chosen = np.linspace(0, len(datamodule.train_data) - 1, count).round().astype(int).tolist()
     images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
     if compression.kind == CompressionType.INT8_PTQ:
-        return quantize.quantize(model.clone(), images)
+        return quantize.quantize(model.clone(), images, compression.keep)
     labelled = quality.labelled(datamodule, ("val", "test"))
     if labelled is None:
         msg = "INT8_ACQ watches the AUROC and needs good and defective images: give both, or use INT8_PTQ."
         raise ConfigurationError(msg)
     items = list(quality.batches(labelled, resize))
     measure = _pixel_auroc if compression.pixel else _image_auroc
-    return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop)
+    return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop, compression.keep)
 
 
 def _image_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
