@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 from anomalib_mixedteacher.decoding import ImageSource
 from anomalib_mixedteacher.edge.detector import HINTS, PRECISIONS, EdgeDetector, Named, StreamItem
+from anomalib_mixedteacher.edge.drift import DriftMonitor
 from anomalib_mixedteacher.edge.overlay import OverlayFolder
 from anomalib_mixedteacher.edge.sources import open_sources
 from anomalib_mixedteacher.errors import DataError
@@ -80,8 +82,9 @@ def main(args: Sequence[str]) -> int:
         precision=settings.precision,
     )
     overlays = OverlayFolder(settings.overlays) if settings.overlays else None
+    monitor = DriftMonitor.of(detector.record, state=settings.drift) if settings.drift else None
     with _output(settings.output) as file:
-        tally = _judge(detector, images, WRITERS[settings.format](file), overlays)
+        tally = _judge(detector, images, WRITERS[settings.format](file), overlays, monitor)
     print(tally.text(), file=sys.stderr)
     if settings.fail_on_defect and tally.defects:
         return DEFECT_STATUS
@@ -109,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default=PRECISIONS[0], help="f32, or auto for the device's own"
     )
+    parser.add_argument(
+        "--drift", type=Path, metavar="STATE", help="watch passed images for change; the file keeps the window"
+    )
     parser.add_argument("--limit", type=_count, metavar="N", help="stop after N images")
     return parser
 
@@ -125,8 +131,9 @@ def _judge(
     images: Iterable[Named],
     write: Callable[[dict[str, Any]], None],
     overlays: OverlayFolder | None,
+    monitor: DriftMonitor | None,
 ) -> Tally:
-    """Write a row for each image, until the images end or the user interrupts."""
+    """Write a row for each image, until the images end, the user interrupts, or nobody reads the rows any more."""
     tally = Tally()
     pending: deque[ImageSource] = deque()  # images whose results are still to come, for their overlays
 
@@ -141,12 +148,17 @@ def _judge(
             image = pending.popleft()
             write(_row(item))
             tally.add(item)
+            report = monitor.add(item.prediction) if monitor and item.prediction else None
+            if report and report.drifted:
+                print(report.text(), file=sys.stderr)
             if overlays and item.prediction:
                 overlays.write(item.name, image, item.prediction)
             if progress:
                 print(f"\r{tally.images} images, {tally.defects} defects", end="", file=sys.stderr, flush=True)
     except KeyboardInterrupt:  # the usual end of a camera's run: what was done is kept
         pass
+    except BrokenPipeError:  # as with "| head"; Python would flush the closed output once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if progress:
         print("\r", end="", file=sys.stderr)
     return tally

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -241,3 +242,34 @@ def test_options_first_go_to_anomalib(monkeypatch):
     monkeypatch.setattr("anomalib_mixedteacher.cli._run", lambda command, args: called.append(args))
     assert main(["predict", "--data=images", "--ckpt_path=x"]) == 0
     assert called == [["predict", "--model", "MixedTeacher", "--data=images", "--ckpt_path=x"]]
+
+
+def test_drift_is_told_and_its_window_kept(model, tmp_path, capsys):
+    from anomalib_mixedteacher.edge.record import Calibration
+
+    from .conftest import write_record
+
+    write_record(model, calibration=Calibration(0.2, 1, np.linspace(0.1, 0.2, 50).tolist()))
+    root, state = tmp_path / "line", tmp_path / "drift.json"
+    root.mkdir()
+    for index in range(99):
+        Image.new("RGB", (40, 48), (100, 100, 100)).save(root / f"{index:03}.png")
+    assert run(model, root, "--drift", state) == 0  # scores of 0.39, below the threshold, all above the calibration's
+    assert "calibration images" not in capsys.readouterr().err
+    assert len(json.loads(state.read_text())["scores"]) == 99
+    run(model, root, "--drift", state)
+    capsys.readouterr()
+    assert run(model, root / "000.png", root / "001.png", "--drift", state) == 0
+    error = capsys.readouterr().err
+    assert "The last 200 passed images no longer look like the calibration images: scores mostly higher" in error
+    assert json.loads(state.read_text())["scores"] == []
+
+
+def test_nobody_reads_the_rows_any_more(model, folder):
+    """As with ``| head``."""
+    arguments = ["predict", str(model), *[str(folder / "a.png")] * 50]
+    code = f"from anomalib_mixedteacher.cli import main; raise SystemExit(main({arguments!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "Traceback" not in process.communicate()[1]
+    assert process.returncode == 0
