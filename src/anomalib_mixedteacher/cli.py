@@ -66,6 +66,12 @@ def main(args: Sequence[str] | None = None) -> int:
             _run(args[0], _with_default_model(args))
     except MixedTeacherError as error:
         sentence = _sentence(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"anomalib", __package__}:
+            raise
+        sentence = (
+            f"{args[0]} needs anomalib, which is not installed: install anomalib-mixedteacher, not its edge part."
+        )
     except (ValueError, RuntimeError, OSError) as error:
         if (known := _known(str(error))) is None:
             raise
