@@ -6,7 +6,9 @@ modules, and the command line at the classes that were imported.
 """
 
 import sys
+from functools import wraps
 from importlib import import_module
+from typing import Any
 
 # Name -> defining module. Not the packages that re-export the names: the hook may run while these are being imported.
 MODELS = {"MixedTeacher": "models.mixed_teacher.lightning_model"}
@@ -26,6 +28,7 @@ def register() -> None:
     for name in DATAMODULES:
         setattr(anomalib_data, name, public(name))
     _read_sixteen_bits()
+    _restore_calibrated()
 
 
 def public(name: str) -> object:
@@ -40,3 +43,18 @@ def _read_sixteen_bits() -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "anomalib" and getattr(module, "read_image", None) is theirs:
             module.read_image = ours  # type: ignore[attr-defined]
+
+
+def _restore_calibrated() -> None:
+    """Let every model of anomalib's load its checkpoint with the thresholds that came from good images."""
+    base = import_module("anomalib.models").AnomalibModule
+    theirs = base.on_load_checkpoint
+    if hasattr(theirs, "__wrapped__"):
+        return
+
+    @wraps(theirs)
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        import_module(f"{__package__}.calibration.restore").restore_post_processor(self, checkpoint)
+        theirs(self, checkpoint)
+
+    base.on_load_checkpoint = on_load_checkpoint

@@ -13,7 +13,7 @@ from anomalib.pipelines import Benchmark
 from jsonargparse import Namespace
 
 from anomalib_mixedteacher.benchmark import compare
-from anomalib_mixedteacher.benchmark.peers import _no_download, build_peer, load_peer_teacher
+from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher, no_download
 from anomalib_mixedteacher.components import FeatureExtractor
 from anomalib_mixedteacher.components.weights import load_teacher_weights
 from anomalib_mixedteacher.errors import ConfigurationError, WeightsError
@@ -35,7 +35,7 @@ def test_benchmark_beside_patchcore_and_stfpm(tmp_path, monkeypatch):
         },
     }
     (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    with _no_download():  # "pretrained" networks without weights: what they find is not the point here
+    with no_download():  # "pretrained" networks without weights: what they find is not the point here
         Benchmark().run(Namespace(config=tmp_path / "benchmark.yaml"))
     log = (tmp_path / "runs" / "pipeline.log").read_text()
     assert "Traceback" not in log, log

@@ -1,11 +1,12 @@
 """The package's own command, in-process."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from anomalib_mixedteacher.cli import COMMANDS, main
+from anomalib_mixedteacher.cli import COMMANDS, _with_own_defaults, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -53,6 +54,20 @@ def test_train_test_predict_export(image_folder, tmp_path, capsys):
     export = ["--export_type=onnx", f"--export_root={tmp_path / 'exported'}", f"--ckpt_path={checkpoint}"]
     assert main(["export", *export, *trainer]) == 0
     assert list((tmp_path / "exported").rglob("model.onnx"))
+    export[0] = "--export_type=openvino"
+    assert main(["export", *export, *data, "--compression_type=INT8_PTQ", "--max_drop=1"]) == 0
+    (exported,) = (tmp_path / "exported").rglob("model.xml")
+    capsys.readouterr()
+    assert main(["predict", str(exported), str(image), "--no-cache"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == str(image)
+
+
+def test_export_has_its_own_limit_to_what_may_be_lost():
+    assert _with_own_defaults(["export", "--export_type=onnx"]) == [
+        "export", "--model", "MixedTeacher", "--max_drop", "0.002", "--export_type=onnx"
+    ]  # fmt: skip
+    given = ["export", "--model=Stfpm", "--max_drop=0.1"]
+    assert _with_own_defaults(given) == given
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from anomalib_mixedteacher.errors import ConfigurationError
 
 
 @contextmanager
-def _no_download() -> Iterator[None]:
+def no_download() -> Iterator[None]:
     """Let anomalib's constructors build their backbones without fetching weights."""
     create = timm.create_model
 
@@ -49,7 +49,7 @@ def build_peer(name: str, **arguments: Any) -> AnomalibModule:
     if name not in builders:
         msg = f"No peer {name!r}; choose one of {', '.join(builders)}."
         raise ConfigurationError(msg)
-    with _no_download():
+    with no_download():
         return builders[name](**arguments)
 
 

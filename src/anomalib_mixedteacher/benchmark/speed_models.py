@@ -169,6 +169,8 @@ def _export(model: AnomalibModule, name: str, datamodule: AnomalibDataModule, se
     """Export to a folder aside and move it, so that an interruption leaves no half-written model."""
     unfinished = settings.output / f".{name}"
     shutil.rmtree(unfinished, ignore_errors=True)
+    # One image at a time: with an open batch anomalib's Patchcore is exported for batches of two only.
+    onnx_kwargs = {"verbose": False, "opset_version": ONNX_OPSET, "dynamic_axes": {}}
     # The table is to show what INT8 costs, so nothing is refused here.
     more: dict[str, Any] = {"max_drop": 1.0} if name in PRECISIONS else {}
     model.to_openvino(
@@ -176,7 +178,7 @@ def _export(model: AnomalibModule, name: str, datamodule: AnomalibDataModule, se
         input_size=(settings.image_size, settings.image_size),
         compression_type=PRECISIONS.get(name),
         datamodule=datamodule,
-        onnx_kwargs={"verbose": False, "opset_version": ONNX_OPSET},
+        onnx_kwargs=onnx_kwargs,
         **more,
     )
     shutil.rmtree(settings.output / name, ignore_errors=True)

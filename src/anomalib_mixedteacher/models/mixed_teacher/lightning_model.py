@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.calibration.restore import restore_post_processor
 from anomalib_mixedteacher.components.images import check_file_size
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
@@ -36,7 +36,6 @@ from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherM
 
 logger = logging.getLogger(__name__)
 
-_CALIBRATED = "post_processor.image_scores"
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 LIGHTNING_FALLBACK_EPOCHS = 1000
 # In INT8 the unbounded activations of these networks are cut where a bright defect drives them: maps lost up to two
@@ -384,15 +383,7 @@ class MixedTeacher(AnomalibModule):
         On the command line a checkpoint is loaded into a model built from that command's arguments. Without this, a
         forgotten ``--model.fusion`` would silently combine one fusion's maps with another's thresholds.
         """
-        if _CALIBRATED in checkpoint["state_dict"] and not isinstance(
-            self.post_processor, NormalCalibratedPostProcessor
-        ):
-            plain, self.post_processor = self.post_processor, NormalCalibratedPostProcessor()
-            if self._trainer is not None:  # which took the callbacks before it restores the checkpoint
-                callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-                # without the one of a model that this trainer had before
-                others = [c for c in callbacks if not isinstance(c, NormalCalibratedPostProcessor)]
-                callbacks[:] = [self.post_processor if callback is plain else callback for callback in others]
+        restore_post_processor(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher")
         if record is None:
