@@ -42,10 +42,10 @@ def run(settings: argparse.Namespace) -> None:
     print("Loading anomalib ...", flush=True)
     warnings.filterwarnings("ignore")  # other packages' notes to developers
     import lightning
-    from anomalib.deploy import OpenVINOInferencer
     from anomalib.engine import Engine
 
     from anomalib_mixedteacher import MixedTeacher, SyntheticTextures
+    from anomalib_mixedteacher.edge import EdgeDetector
 
     start = time.perf_counter()
     lightning.seed_everything(SEED)
@@ -75,14 +75,12 @@ def run(settings: argparse.Namespace) -> None:
         (bool(t), bool(p)) for batch in predictions for t, p in zip(batch.gt_label, batch.pred_label, strict=True)
     ]
     exported: Any = engine.export(
-        model=model, export_type="openvino", export_root=output, input_size=size, onnx_kwargs={"verbose": False}
+        model=model, export_type="openvino", export_root=output, onnx_kwargs={"verbose": False}
     )
 
     # an image of the same texture that neither training nor the threshold has seen
     unseen = Path(datamodule.test_data.samples.image_path.iloc[-1])
-    # On processors with bfloat16 OpenVINO would compute in it, and lose the small differences that the map is made of.
-    inferencer = OpenVINOInferencer(exported, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    result: Any = inferencer.predict(unseen)
+    result = EdgeDetector(exported, cache=None).predict(unseen)
 
     good = [bool(predicted) for truth, predicted in labels if not truth]
     bad = [bool(predicted) for truth, predicted in labels if truth]
@@ -92,14 +90,15 @@ def run(settings: argparse.Namespace) -> None:
     print(f"  image AUROC   {metrics['image_AUROC']:.3f}     image F1  {metrics['image_F1Score']:.3f}")
     print(f"  pixel AUROC   {metrics['pixel_AUROC']:.3f}     pixel F1  {metrics['pixel_F1Score']:.3f}")
     print(f"  false alarms  {sum(good)} of {len(good)} good images; found {sum(bad)} of {len(bad)} defects")
-    verdict = "defect" if bool(result.pred_label.item()) else "good"
-    print(f"  OpenVINO on {unseen.parent.name}/{unseen.name}: score {result.pred_score.item():.3f}, {verdict}")
+    verdict = "defect" if result.label else "good"
+    print(f"  OpenVINO on {unseen.parent.name}/{unseen.name}: score {result.score:.3f}, {verdict}")
     print(f"  {time.perf_counter() - start:.0f} seconds\n")
     results = Path(engine.trainer.default_root_dir)
     print(f"  heat maps   {results / 'images'}")
     print(f"  checkpoint  {engine.best_model_path}")
     print(f"  OpenVINO    {exported}")
     print(f"  data        {output / 'data'}")
+    print(f"\nJudge your own images:  mixedteacher predict {exported} IMAGES --overlays OVERLAYS")
 
 
 if __name__ == "__main__":

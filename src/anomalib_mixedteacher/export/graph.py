@@ -1,5 +1,6 @@
 """The OpenVINO graph of a model, put together from its parts: resize, network, post-processor."""
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def network(module: AnomalibModule, input_size: tuple[int, int] | None = None, *
         transform starts with a resize, ``H`` and ``W`` are the sizes behind it.
     """
     resize = resize_of(module)
-    with _without_ends(module, resize is not None), tempfile.TemporaryDirectory() as folder:
+    with _without_ends(module, resize is not None), _quiet_exporter(), tempfile.TemporaryDirectory() as folder:
         size = input_size if resize is None else (resize.size[0], resize.size[1])
         path = module.to_onnx(folder, input_size=size, **onnx_kwargs)
         model = openvino.convert_model(path)
@@ -159,6 +160,20 @@ class _Tail(nn.Module):
 
     def forward(self, pred_score: torch.Tensor, anomaly_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(value for value in self.predict(pred_score, anomaly_map) if value is not None)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's hundreds of lines on constants that it merges off the command line."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
