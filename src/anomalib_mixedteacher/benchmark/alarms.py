@@ -146,7 +146,7 @@ def plot(outcomes: Sequence[Outcome], path: Path, title: str) -> None:
             axes.plot([outcome.promised] * 2, [position - 0.35, position + 0.35], color="#d1661f", linewidth=2)
     axes.set_yticks(range(1, len(outcomes) + 1), [outcome.name for outcome in outcomes])
     axes.invert_yaxis()
-    axes.set_xlabel("false alarms, share of new good images (box: quartiles; whiskers: 5 % and 95 %; line: expected)")
+    axes.set_xlabel("false alarms, share of new good images\n(box: quartiles; whiskers: 5 % and 95 %; line: expected)")
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=140)

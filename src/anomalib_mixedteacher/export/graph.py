@@ -13,14 +13,13 @@ from anomalib.data import InferenceBatch
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
 from torch import nn
 from torchvision.transforms.v2 import Compose, Resize
 
+from anomalib_mixedteacher.components.pre_processing import AntialiasedResize
 from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError
 
 RAW_SCORE, RAW_MAP = "raw_pred_score", "raw_anomaly_map"
-_NCHW = openvino.Layout("NCHW")
 
 
 def resize_of(module: AnomalibModule) -> Resize | None:
@@ -64,7 +63,8 @@ def network(module: AnomalibModule, input_size: tuple[int, int] | None = None, *
 def with_resize(model: openvino.Model, input_size: tuple[int, int] | None) -> openvino.Model:
     """Let a network of fixed input size take images of another, or of any size.
 
-    The resize is Pillow's bilinear one, whose antialiasing is that of ``Resize(antialias=True)``.
+    Two matrix products, rather than OpenVINO's own antialiased ``Interpolate``: for each new size of images that one
+    takes a quarter of a second and keeps 20 MB at 300 x 400 pixels, and takes 18 seconds at 3000 x 4000.
 
     Args:
         model: Graph with an input ``(B, 3, H, W)`` of fixed ``H`` and ``W``.
@@ -74,18 +74,20 @@ def with_resize(model: openvino.Model, input_size: tuple[int, int] | None) -> op
         The graph with the resize in front.
     """
     shape = model.input(0).partial_shape
-    if input_size is not None and (shape[2].get_length(), shape[3].get_length()) == tuple(input_size):
+    size = (shape[2].get_length(), shape[3].get_length())
+    if input_size is not None and size == tuple(input_size):
         return model
-    processor = PrePostProcessor(model)
-    step = processor.input()
-    tensor = step.tensor().set_layout(_NCHW)
-    if input_size is None:
-        tensor.set_spatial_dynamic_shape()
-    else:
-        tensor.set_spatial_static_shape(*input_size)
-    step.model().set_layout(_NCHW)
-    step.preprocess().resize(ResizeAlgorithm.RESIZE_BILINEAR_PILLOW)
-    return processor.build()
+    example = torch.zeros(2, 3, size[0] + 1, size[1] + 2)  # of no size that the tracing could take for a special case
+    batch = -1 if shape[0].is_dynamic else shape[0].get_length()
+    with _quiet_tracing():
+        head = openvino.convert_model(
+            AntialiasedResize(size), example_input=example, input=[batch, 3, *(input_size or (-1, -1))]
+        )
+    names = model.input(0).get_names()
+    for target in model.input(0).get_target_inputs():
+        target.replace_source_output(head.output(0).get_node().input_value(0))
+    head.input(0).set_names(names)
+    return openvino.Model(model.get_results(), head.get_parameters(), model.get_friendly_name())
 
 
 def with_post_processor(model: openvino.Model, post_processor: nn.Module | None) -> openvino.Model:
@@ -103,9 +105,7 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
     sources = [model.output("pred_score"), model.output("anomaly_map")]
     examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
     tail_module = _Tail(post_processor).eval()
-    with warnings.catch_warnings():
-        # Whether there are thresholds is no question of the images, so it may become a constant of the graph.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    with _quiet_tracing():
         tail = openvino.convert_model(tail_module, example_input=examples)
     for parameter, source in zip(tail.get_parameters(), sources, strict=True):
         parameter.output(0).replace(source.get_node().input_value(0))
@@ -160,6 +160,15 @@ class _Tail(nn.Module):
 
     def forward(self, pred_score: torch.Tensor, anomaly_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(value for value in self.predict(pred_score, anomaly_map) if value is not None)
+
+
+@contextmanager
+def _quiet_tracing() -> Iterator[None]:
+    """Silence tracing's doubts: what it takes for constants, thresholds and target sizes, is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @contextmanager
