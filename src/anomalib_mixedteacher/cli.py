@@ -93,7 +93,7 @@ def _with_own_defaults(args: list[str]) -> list[str]:
     """
     named = {arg.split("=")[0] for arg in args}
     model = [] if named & {"--model", "--config", "-c"} else ["--model", "MixedTeacher"]
-    if args[0] == "export" and not named & {"--max_drop", "--config", "-c"}:
+    if args[0] == "export" and "--compression_type" in named and not named & {"--max_drop", "--config", "-c"}:
         from anomalib_mixedteacher.export import MAX_DROP
 
         model += ["--max_drop", str(MAX_DROP)]

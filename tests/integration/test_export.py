@@ -12,6 +12,7 @@ from anomalib.data import Folder
 from anomalib.deploy import CompressionType, OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.metrics import AUROC
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -119,6 +120,27 @@ def test_another_transform_is_exported_as_it_is(build_model, images, tmp_path):
     assert read_record(path).image_size == (96, 96)
 
 
+def test_a_model_without_thresholds_is_told_and_refused_at_the_edge(build_model, converted, tmp_path, caplog):
+    model = build_model()
+    model.model.load_teachers(model.teacher_weights)
+    replaced = mock.patch.object(openvino_export, "network", return_value=converted.clone())
+    with replaced, caplog.at_level(logging.WARNING):
+        path = model.to_openvino(tmp_path, onnx_kwargs=QUIET)
+    assert "The model has no thresholds yet" in caplog.text
+    with pytest.raises(ExportedModelError, match=r"was exported before its thresholds were found: calibrate it"):
+        EdgeDetector(path, cache=None)
+
+
+def test_what_cannot_be_exported_leaves_the_model_as_it_was(build_model, tmp_path):
+    class Other(PostProcessor):
+        pass
+
+    model = build_model(post_processor=Other())
+    with pytest.raises(ConfigurationError, match="The post-processor Other cannot be exported"):
+        model.to_openvino(tmp_path, onnx_kwargs=QUIET)
+    assert isinstance(model.post_processor, Other)
+
+
 def test_fixed_size(trained, tmp_path):
     path = trained[0].to_openvino(tmp_path, input_size=(100, 80), onnx_kwargs=QUIET)
     model = openvino.Core().read_model(path)
@@ -207,6 +229,46 @@ class TestQuantization:
         record = read_record(quantized)
         assert record.thresholds["image"] == pytest.approx(conformal_threshold(scores, 0.4), rel=1e-6)
         assert len(record.calibration.scores) == len(scores)
+
+    def test_other_images_do_not_set_the_thresholds(self, trained, image_folder, tmp_path, caplog):
+        """A random split would: some of its validation images were trained on."""
+        data = Folder(
+            "other", root=image_folder, normal_dir="good_test", normal_test_dir="good", abnormal_dir="bad",
+            num_workers=0, val_split_mode="from_test", seed=0,
+        )  # fmt: skip
+        with caplog.at_level(logging.WARNING):
+            path = trained[0].to_openvino(
+                tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data, max_drop=1.0, onnx_kwargs=QUIET
+            )
+        assert "The good validation images are not those that set the thresholds" in caplog.text
+        assert "The datamodule's training images are not those that the model was trained on" in caplog.text
+        assert read_record(path).thresholds["image"] == pytest.approx(trained[0].post_processor.image_threshold.item())
+
+    def test_one_datamodule_serves_two_exports(self, trained, image_folder, build_model):
+        """A second setup would split anew, and take training images for the thresholds."""
+        data = Folder(
+            "good", root=image_folder, normal_dir="good", test_split_mode="none", val_split_mode="none", num_workers=0
+        )
+        held = []
+        for _ in range(2):
+            openvino_export._prepare(data, NormalCalibratedPostProcessor(held_out=0.25))
+            held.append(sorted(data.val_data.samples.image_path))
+        assert len(held[0]) == 2
+        assert held[0] == held[1]
+
+    def test_fp16_is_measured_as_it_is_written(self, trained, image_folder, tmp_path):
+        path = trained[0].to_openvino(
+            tmp_path, compression_type=CompressionType.FP16, datamodule=folder(image_folder), max_drop=1.0,
+            onnx_kwargs=QUIET,
+        )  # fmt: skip
+        record = read_record(path)
+        assert {"image_AUROC", "float_image_AUROC"} <= set(record.quality)
+        graph = compiled(raw(openvino.Core().read_model(path)))
+        datamodule = folder(image_folder)
+        datamodule.setup()
+        paths = datamodule.val_data.samples.query("label_index == 0").image_path
+        scores = [graph(read_image(p, as_tensor=True)[None].numpy())["pred_score"].item() for p in paths]
+        assert record.thresholds["image"] == pytest.approx(conformal_threshold(scores, 0.4), rel=1e-6)
 
     def test_quality_is_that_of_the_files(self, quantized, exported, image_folder):
         datamodule = folder(image_folder)
@@ -414,6 +476,16 @@ class TestCalibrateExport:
         # above the 7th of 8: one, and again one where rounding decides about the threshold's own image
         assert 1 <= sum(alarms) <= 2
         assert raw(openvino.Core().read_model(output)).outputs[0].get_any_name() == "pred_score"
+
+    def test_wrong_images_and_names_are_one_sentence(self, trained, exported, image_folder, tmp_path, capsys):
+        arguments = ["--good", str(image_folder / "good"), "--alarm-rate=0.25"]
+        fixed = trained[0].to_openvino(tmp_path / "fixed", input_size=(64, 64), onnx_kwargs=QUIET)
+        assert main(["calibrate", str(fixed), *arguments]) == 1
+        assert "is 96 x 96 pixels, but the model takes 64 x 64: resize the image" in capsys.readouterr().err
+        assert main(["calibrate", str(exported), *arguments, "--output", str(tmp_path / "new")]) == 1
+        assert "must end in .xml" in capsys.readouterr().err
+        assert main(["calibrate", str(tmp_path / "none.xml"), *arguments]) == 1
+        assert "There is no model" in capsys.readouterr().err
 
     def test_foreign_or_damaged_models_are_refused(self, trained, exported, image_folder, tmp_path, capsys):
         arguments = ["--good", str(image_folder / "good"), "--alarm-rate=0.25"]

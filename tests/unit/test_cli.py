@@ -63,9 +63,10 @@ def test_train_test_predict_export(image_folder, tmp_path, capsys):
 
 
 def test_export_has_its_own_limit_to_what_may_be_lost():
-    assert _with_own_defaults(["export", "--export_type=onnx"]) == [
-        "export", "--model", "MixedTeacher", "--max_drop", "0.002", "--export_type=onnx"
+    assert _with_own_defaults(["export", "--compression_type=INT8_PTQ"]) == [
+        "export", "--model", "MixedTeacher", "--max_drop", "0.002", "--compression_type=INT8_PTQ"
     ]  # fmt: skip
+    assert _with_own_defaults(["export", "--model=Stfpm"]) == ["export", "--model=Stfpm"]
     given = ["export", "--model=Stfpm", "--max_drop=0.1"]
     assert _with_own_defaults(given) == given
 

@@ -70,6 +70,15 @@ class NormalCalibratedPostProcessor(PostProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if (
+            not self.enable_normalization
+            or float(self.image_sensitivity) != 0.5
+            or float(self.pixel_sensitivity) != 0.5
+        ):
+            msg = (
+                "A sensitivity, or no normalisation, would move the thresholds off the budget: set alarm_rate instead."
+            )
+            raise ConfigurationError(msg)
         if min_area < 1:
             msg = f"min_area must be 1 pixel or more, not {min_area}."
             raise ConfigurationError(msg)
@@ -316,7 +325,7 @@ def hold_out(datamodule: AnomalibDataModule, share: float, seed: int) -> None:
     whole: AnomalibDataset = datamodule.train_data
     datamodule.train_data = whole.subsample(np.flatnonzero(~held).tolist())
     datamodule.val_data = whole.subsample(np.flatnonzero(held).tolist())
-    datamodule.val_data.augmentations = datamodule.val_augmentations
+    datamodule._update_augmentations()  # the user's, and the resize of the model's transform
     datamodule.val_split_mode = ValSplitMode.FROM_TRAIN
 
 

@@ -18,8 +18,9 @@ from anomalib.pre_processing import PreProcessor
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.calibration.report import CalibrationReport
 from anomalib_mixedteacher.components.images import check_image, read_image
+from anomalib_mixedteacher.edge.loading import fixed_size, model_file, reason
 from anomalib_mixedteacher.edge.record import read_record, record_path
-from anomalib_mixedteacher.errors import CalibrationError, ExportedModelError
+from anomalib_mixedteacher.errors import CalibrationError, DataError, ExportedModelError
 from anomalib_mixedteacher.models.mixed_teacher.lightning_model import MixedTeacher
 
 
@@ -104,14 +105,31 @@ def calibrate_export(
 
     _check_folder(output)
     processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area, tail_fit=tail_fit)
-    record = read_record(model)
-    raw = graph.raw(openvino.Core().read_model(model))
+    if output.suffix != ".xml":
+        msg = f"--output {output} must end in .xml, as the model does."
+        raise CalibrationError(msg)
+    record = read_record(model_file(model))
+    try:
+        raw = graph.raw(openvino.Core().read_model(model))
+    except ExportedModelError:
+        raise
+    except RuntimeError as error:
+        msg = f"{model} is no model that OpenVINO can read, or it is damaged ({reason(error)}): copy it again."
+        raise ExportedModelError(msg) from error
     if record is None:
         msg = f"{model} has no {record_path(model).name} beside it: copy the whole folder of the export."
         raise ExportedModelError(msg)
+    size = fixed_size(raw)
     compiled = quality.compile_exactly(raw)
     for path in _checked_images(good):
-        gather(processor, compiled(read_image(path, as_tensor=True).unsqueeze(0).numpy()), [str(path)])
+        images = read_image(path, as_tensor=True).unsqueeze(0).numpy()
+        if size is not None and images.shape[-2:] != size:
+            msg = (
+                f"The image {path} is {images.shape[-1]} x {images.shape[-2]} pixels, but the model takes {size[1]} x "
+                f"{size[0]}: resize the image, or export the model without a fixed input size."
+            )
+            raise DataError(msg)
+        gather(processor, compiled(images), [str(path)])
     named = processor.calibrate(strict=True)
     calibrated = replace(record, **describe(processor))
     # weights that were stored in half the space become float32 when read; stored again they lose nothing

@@ -17,7 +17,7 @@ from anomalib_mixedteacher.decoding import ImageSource, image_name, to_rgb
 from anomalib_mixedteacher.edge import loading
 from anomalib_mixedteacher.edge.inference import Prediction, Started, Variant
 from anomalib_mixedteacher.edge.record import ModelRecord, read_record
-from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from anomalib_mixedteacher.errors import ConfigurationError, DataError, ExportedModelError
 
 HINTS = ("LATENCY", "THROUGHPUT")
 PRECISIONS = ("f32", "auto")
@@ -85,6 +85,9 @@ class EdgeDetector:
         self.record: ModelRecord | None = read_record(path) if path.suffix == ".xml" else None
         if self.record is None:
             logger.warning("There is no record of %s: whether its files belong together cannot be checked.", path)
+        if self.record is not None and self.record.thresholds is None:
+            msg = f"{path} was exported before its thresholds were found: calibrate it ('mixedteacher calibrate')."
+            raise ExportedModelError(msg)
         self._graph = loading.read_graph(self._core, path)
         self._fixed_size = loading.fixed_size(self._graph)
         self._cache = loading.cache_folder(path, cache)

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ class DriftMonitor:
 
     Args:
         calibration: Scores of the calibration images, as the exported model gives them.
-        state: File that keeps the window over restarts; ``None`` keeps it in memory only. It is replaced as a whole,
-            so a crash leaves the old or the new one.
+        state: File that keeps the window over restarts, one for each process; ``None`` keeps it in memory only. It is
+            replaced as a whole, so a crash leaves the old or the new one.
         window: Number of passed images to compare at a time.
         false_report_rate: Share of windows that are reported although nothing has changed, above 0 and below 1.
         model: Names the model in the state, so that another model's window is not continued.
@@ -161,10 +162,11 @@ class DriftMonitor:
         try:
             temporary.write_text(json.dumps({"format": FORMAT, "model": self._model, "scores": self.scores}))
             temporary.replace(self._state)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            msg = f"The drift state {self._state} cannot be written ({error.strerror}): give another file."
-            raise ConfigurationError(msg) from error
+        except OSError as error:  # a full disk must not stop the inspection
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            logger.warning("The drift state %s cannot be written (%s): give another file.", self._state, error.strerror)
+            self._state = None
 
 
 def kolmogorov_smirnov(first: Sequence[float] | ArrayLike, second: Sequence[float] | ArrayLike) -> tuple[float, float]:

@@ -39,7 +39,7 @@ class ModelRecord:
         teacher_weights: Where the teachers' weights came from.
         fingerprints: SHA-256 of each teacher's weights, by backbone.
         training_data: ``images`` and ``sha256`` of the training images; ``None`` if unknown.
-        thresholds: Raw ``image`` score and raw ``pixel`` value at the thresholds; ``None`` without a post-processor.
+        thresholds: Raw ``image`` score and raw ``pixel`` value at the thresholds; ``None`` if there are none.
         calibration: How they were found; ``None`` unless on good images.
         quality: AUROC on labelled images, of this file and of the same graph in FP32; ``None`` if not measured.
         files: SHA-256 of each of the model's files, by name.

@@ -16,6 +16,7 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Compose, Resize
 
+from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.components.pre_processing import AntialiasedResize
 from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError
 
@@ -189,14 +190,16 @@ def _quiet_exporter() -> Iterator[None]:
 def _without_ends(module: AnomalibModule, without_resize: bool) -> Iterator[None]:
     """Take post-processor and resize off a model for the time of its conversion."""
     before, after = module.pre_processor, module.post_processor
-    if not isinstance(after, PostProcessor | None):
+    if type(after) not in {PostProcessor, NormalCalibratedPostProcessor, type(None)}:
+        # traced on an example, another one could hide what depends on the image
         msg = f"The post-processor {type(after).__name__} cannot be exported: use anomalib's or this package's."
         raise ConfigurationError(msg)
-    module.post_processor = None
-    if without_resize and isinstance(before, PreProcessor) and isinstance(before.transform, Compose):
-        module.pre_processor = PreProcessor(Compose(before.transform.transforms[1:]))
     training = module.training
     try:
+        module.post_processor = None
+        if without_resize and isinstance(before, PreProcessor) and isinstance(before.transform, Compose):
+            rest = before.transform.transforms[1:]
+            module.pre_processor = PreProcessor(Compose(rest)) if rest else None
         yield
     finally:
         module.pre_processor, module.post_processor = before, after

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
+from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor, has_good, hold_out
+from anomalib_mixedteacher.components.training_data import check_training_data
 from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality, quantize
@@ -29,6 +32,10 @@ from anomalib_mixedteacher.export.graph import network, resize_of, with_post_pro
 logger = logging.getLogger(__name__)
 
 _BLAME_IMAGES = 4
+_SAME = 0.01  # far above rounding, far below the spread of different images' scores
+_FLOAT_THRESHOLDS = (
+    "The thresholds stay those of the float model: run 'mixedteacher calibrate MODEL.xml --good FOLDER' on the export."
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,14 @@ def export_openvino(
     model, measured = reference, None
     if compression.datamodule is not None:
         _prepare(compression.datamodule, post_processor)
-    if compression.kind not in {None, CompressionType.FP16}:
-        model = _quantized(reference, compression, resize)
+    _warn_of_missing(post_processor, compression)
+    if compression.kind is not None:
+        model = _compressed(reference, compression, resize)
     if compression.datamodule is not None:
+        _warn_of_other_images(compression.datamodule, (provenance or {}).get("training_data"))
         measured = _measure(reference, model, compression, resize)
         if model is not reference:
-            post_processor = _recalibrated(post_processor, model, compression.datamodule, resize)
+            post_processor = _recalibrated(post_processor, reference, model, compression.datamodule, resize)
     record = ModelRecord(
         model=module.name,
         version=__version__,
@@ -138,12 +147,33 @@ def describe(post_processor: PostProcessor | None) -> dict[str, Any]:
 def _prepare(datamodule: AnomalibDataModule, post_processor: PostProcessor | None) -> None:
     """Set up a datamodule as training did, images set aside for the thresholds included."""
     datamodule.prepare_data()
-    datamodule.setup("fit")
+    datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
     if isinstance(post_processor, NormalCalibratedPostProcessor) and not has_good(datamodule):
         hold_out(datamodule, post_processor.held_out, post_processor.seed)
 
 
-def _quantized(model: openvino.Model, compression: Compression, resize: Any) -> openvino.Model:
+def _warn_of_missing(post_processor: PostProcessor | None, compression: Compression) -> None:
+    if post_processor is not None and bool(post_processor.image_threshold.isnan()):
+        logger.warning("The model has no thresholds yet: train it with validation images, or calibrate it afterwards.")
+    calibrated = isinstance(post_processor, NormalCalibratedPostProcessor) and post_processor.image_scores.numel()
+    if calibrated and compression.kind is not None and compression.datamodule is None:
+        logger.warning(_FLOAT_THRESHOLDS)
+
+
+def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> None:
+    if known is not None and known.get("sha256") not in {None, check_training_data(datamodule.train_data)["sha256"]}:
+        logger.warning(
+            "The datamodule's training images are not those that the model was trained on, so its test images may be; "
+            "the recorded AUROC may be too high. Give the same data, and the same --data.seed."
+        )
+
+
+def _compressed(model: openvino.Model, compression: Compression, resize: Any) -> openvino.Model:
+    if compression.kind == CompressionType.FP16:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.xml"
+            openvino.save_model(model, path, compress_to_fp16=True)
+            return openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
     if compression.kind == CompressionType.INT8:
         return nncf.compress_weights(model.clone())
     datamodule = compression.datamodule
@@ -171,9 +201,10 @@ def _image_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
 def _pixel_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
     maps, masks = [], []
     for image, batch in items:
-        maps.append(torch.from_numpy(model(image)["anomaly_map"].ravel().copy()))
-        masks.append(torch.zeros_like(maps[-1]) if batch.gt_mask is None else batch.gt_mask.ravel())
-    return binary_auroc(torch.cat(maps), (torch.cat(masks) > 0).int()).item()
+        anomaly_map = model(image)["anomaly_map"]
+        maps.append(torch.from_numpy(anomaly_map.ravel().copy()))
+        masks.append(quality.mask_of(batch, anomaly_map.shape[-2:]).ravel())
+    return binary_auroc(torch.cat(maps), torch.cat(masks)).item()
 
 
 def _measure(
@@ -207,18 +238,32 @@ def _spread(dataset: Any, count: int) -> list[int]:
 
 
 def _recalibrated(
-    post_processor: PostProcessor | None, model: openvino.Model, datamodule: AnomalibDataModule, resize: Any
+    post_processor: PostProcessor | None,
+    reference: openvino.Model,
+    model: openvino.Model,
+    datamodule: AnomalibDataModule,
+    resize: Any,
 ) -> PostProcessor | None:
-    """Find the thresholds of a quantised model on its own scores."""
-    if not isinstance(post_processor, NormalCalibratedPostProcessor):
+    """Find the thresholds of a quantised model on its own scores of the images that set them.
+
+    Which images these were is told by their scores: in float the same images score the same. Others, of a random split
+    or beside a calibration on a folder, may have been trained on.
+    """
+    if not isinstance(post_processor, NormalCalibratedPostProcessor) or not post_processor.image_scores.numel():
         return post_processor
-    post_processor = copy.deepcopy(post_processor)
-    compiled = quality.compile_exactly(model)
+    found = copy.deepcopy(post_processor)
+    exact, compiled = quality.compile_exactly(reference), quality.compile_exactly(model)
+    scores = []
     for images, batch in quality.batches(datamodule.val_data, resize):
         if not bool(batch.gt_label):
-            gather(post_processor, compiled(images), batch.image_path)
-    post_processor.calibrate()
-    return post_processor
+            scores.append(float(exact(images)["pred_score"].item()))
+            gather(found, compiled(images), batch.image_path)
+    known = np.sort(post_processor.image_scores.cpu().numpy())
+    if len(scores) != len(known) or not np.allclose(np.sort(scores), known, rtol=_SAME):
+        logger.warning("The good validation images are not those that set the thresholds. %s", _FLOAT_THRESHOLDS)
+        return post_processor
+    found.calibrate()
+    return found
 
 
 def gather(post_processor: NormalCalibratedPostProcessor, result: Any, paths: Sequence[str]) -> None:

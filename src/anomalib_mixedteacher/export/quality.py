@@ -29,16 +29,28 @@ def batches(dataset: Dataset, resize: Resize | None) -> Iterator[tuple[Images, A
         resize: What the model's transform starts with.
 
     Yields:
-        Images of shape ``(1, 3, H, W)`` in ``[0, 1]``, and anomalib's batch of one with a mask of the same size.
+        Images of shape ``(1, 3, H, W)`` in ``[0, 1]``, and anomalib's batch of one, its mask at the file's size.
     """
     for batch in DataLoader(dataset, batch_size=1, collate_fn=dataset.collate_fn):  # type: ignore[attr-defined]
         if resize is not None:
             batch.image = resize(batch.image)
-            if batch.gt_mask is not None:
-                batch.gt_mask = torch.nn.functional.interpolate(
-                    batch.gt_mask.reshape(1, 1, *batch.gt_mask.shape[-2:]).float(), batch.image.shape[-2:]
-                )
         yield batch.image.numpy(), batch
+
+
+def mask_of(batch: Any, size: tuple[int, ...]) -> torch.Tensor:
+    """Resize the mask of a batch of one to the nearest pixels.
+
+    Args:
+        batch: anomalib's batch of one.
+        size: Height and width.
+
+    Returns:
+        Mask of shape ``size``, 1 on the defect; 0 everywhere if there is none.
+    """
+    if batch.gt_mask is None:
+        return torch.zeros(size, dtype=torch.int)
+    mask = batch.gt_mask.reshape(1, 1, *batch.gt_mask.shape[-2:]).float()
+    return (torch.nn.functional.interpolate(mask, size)[0, 0] > 0).int()
 
 
 def labelled(datamodule: AnomalibDataModule, splits: Iterable[str] = ("test", "val")) -> Dataset | None:
@@ -74,10 +86,10 @@ def predict(model: openvino.Model, dataset: Dataset, resize: Resize | None) -> P
     for images, batch in batches(dataset, resize):
         result = compiled(images)
         scores.append(torch.from_numpy(result["pred_score"].reshape(1).copy()))
-        maps.append(torch.from_numpy(result["anomaly_map"].reshape(1, *images.shape[-2:]).copy()))
+        anomaly_map = result["anomaly_map"]
+        maps.append(torch.from_numpy(anomaly_map.reshape(1, *anomaly_map.shape[-2:]).copy()))
         labels.append(batch.gt_label.int())
-        mask = torch.zeros_like(maps[-1]) if batch.gt_mask is None else batch.gt_mask.reshape(maps[-1].shape)
-        masks.append((mask > 0).int())
+        masks.append(mask_of(batch, maps[-1].shape[-2:])[None])
     kinds = list(dataset.samples.label)  # type: ignore[attr-defined]
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 

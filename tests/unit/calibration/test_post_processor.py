@@ -154,3 +154,11 @@ def test_p_value_before_calibration_is_refused():
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         NormalCalibratedPostProcessor(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"image_sensitivity": 0.7}, {"pixel_sensitivity": 0.2}, {"enable_normalization": False}]
+)
+def test_what_would_move_the_thresholds_off_the_budget_is_refused(arguments):
+    with pytest.raises(ConfigurationError, match="would move the thresholds off the budget: set alarm_rate instead"):
+        NormalCalibratedPostProcessor(**arguments)

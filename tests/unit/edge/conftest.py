@@ -40,7 +40,9 @@ def save_model(path: Path, size=(-1, -1), outputs=OUTPUTS, channels=3, record=Tr
 def write_record(path: Path, **values) -> None:
     files = {file.name: sha256(file) for file in (path, path.with_suffix(".bin"))}
     calibration = Calibration(0.2, 1, SCORES)
-    values = {"image_size": (48, 40), "calibration": calibration, "files": files} | values
+    thresholds = {"image": 0.5, "pixel": 0.5}
+    known = {"image_size": (48, 40), "calibration": calibration, "files": files, "thresholds": thresholds}
+    values = known | values
     record_path(path).write_text(ModelRecord("Tiny", "0", "FP32", **values).text())
 
 
