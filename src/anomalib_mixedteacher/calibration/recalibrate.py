@@ -18,9 +18,9 @@ from anomalib.pre_processing import PreProcessor
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.calibration.report import CalibrationReport
 from anomalib_mixedteacher.components.images import check_image, read_image
-from anomalib_mixedteacher.edge.loading import fixed_size, model_file, reason
+from anomalib_mixedteacher.edge.loading import check_fits, fixed_size, model_file, read_file
 from anomalib_mixedteacher.edge.record import read_record, record_path
-from anomalib_mixedteacher.errors import CalibrationError, DataError, ExportedModelError
+from anomalib_mixedteacher.errors import CalibrationError, ExportedModelError
 from anomalib_mixedteacher.models.mixed_teacher.lightning_model import MixedTeacher
 
 
@@ -109,13 +109,7 @@ def calibrate_export(
         msg = f"--output {output} must end in .xml, as the model does."
         raise CalibrationError(msg)
     record = read_record(model_file(model))
-    try:
-        raw = graph.raw(openvino.Core().read_model(model))
-    except ExportedModelError:
-        raise
-    except RuntimeError as error:
-        msg = f"{model} is no model that OpenVINO can read, or it is damaged ({reason(error)}): copy it again."
-        raise ExportedModelError(msg) from error
+    raw = graph.raw(read_file(openvino.Core(), model))
     if record is None:
         msg = f"{model} has no {record_path(model).name} beside it: copy the whole folder of the export."
         raise ExportedModelError(msg)
@@ -123,12 +117,7 @@ def calibrate_export(
     compiled = quality.compile_exactly(raw)
     for path in _checked_images(good):
         images = read_image(path, as_tensor=True).unsqueeze(0).numpy()
-        if size is not None and images.shape[-2:] != size:
-            msg = (
-                f"The image {path} is {images.shape[-1]} x {images.shape[-2]} pixels, but the model takes {size[1]} x "
-                f"{size[0]}: resize the image, or export the model without a fixed input size."
-            )
-            raise DataError(msg)
+        check_fits((images.shape[-2], images.shape[-1]), size, str(path))
         gather(processor, compiled(images), [str(path)])
     named = processor.calibrate(strict=True)
     calibrated = replace(record, **describe(processor))

@@ -202,13 +202,7 @@ class EdgeDetector:
 
     def _rgb(self, image: ImageSource, name: str) -> NDArray[Any]:
         rgb = to_rgb(image, name)
-        if self._fixed_size is not None and rgb.shape[:2] != self._fixed_size:
-            (height, width), (model_height, model_width) = rgb.shape[:2], self._fixed_size
-            msg = (
-                f"The image {name} is {width} x {height} pixels, but the model takes {model_width} x {model_height}: "
-                "resize the image, or export the model without a fixed input size."
-            )
-            raise DataError(msg)
+        loading.check_fits((rgb.shape[0], rgb.shape[1]), self._fixed_size, name)
         return rgb
 
     def _variant(self, rgb: NDArray[Any]) -> Variant:

@@ -8,7 +8,7 @@ from typing import Any
 import openvino
 from openvino.preprocess import PrePostProcessor
 
-from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError
+from anomalib_mixedteacher.errors import ConfigurationError, DataError, ExportedModelError
 
 OUTPUTS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
 CACHE_FOLDER = ".openvino_cache"
@@ -43,6 +43,23 @@ def model_file(model: str | Path) -> Path:
     return path
 
 
+def read_file(core: openvino.Core, path: Path) -> openvino.Model:
+    """Read an exported model as it is.
+
+    Args:
+        core: OpenVINO.
+        path: ``.xml`` or ``.onnx`` file.
+
+    Raises:
+        ExportedModelError: If it cannot be read.
+    """
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {_AGAIN}."
+        raise ExportedModelError(msg) from error
+
+
 def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
     """Read an exported model, set its batch to one image, and check what it takes and gives.
 
@@ -56,11 +73,7 @@ def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
     Raises:
         ExportedModelError: If it cannot be read, takes no RGB image, or lacks an output of the detector.
     """
-    try:
-        graph = core.read_model(path)
-    except RuntimeError as error:
-        msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {_AGAIN}."
-        raise ExportedModelError(msg) from error
+    graph = read_file(core, path)
     missing = [name for name in OUTPUTS if name not in output_positions(graph)]
     if missing and set(missing) <= {"pred_label", "pred_mask"}:
         msg = f"{path} was exported without thresholds: export it with a post-processor."
@@ -88,6 +101,25 @@ def fixed_size(graph: openvino.Model) -> tuple[int, int] | None:
     """Give the height and width in pixels that a graph's input is fixed to; ``None`` if it takes any."""
     _, _, height, width = graph.input().partial_shape
     return (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
+
+
+def check_fits(size: tuple[int, int], fixed: tuple[int, int] | None, name: str) -> None:
+    """Check that an image has the size that a graph's input is fixed to.
+
+    Args:
+        size: Height and width of the image in pixels.
+        fixed: What :func:`fixed_size` gave.
+        name: What the message calls the image.
+
+    Raises:
+        DataError: If it has another one.
+    """
+    if fixed is not None and size != fixed:
+        msg = (
+            f"The image {name} is {size[1]} x {size[0]} pixels, but the model takes {fixed[1]} x {fixed[0]}: resize "
+            "the image, or export the model without a fixed input size."
+        )
+        raise DataError(msg)
 
 
 def with_image_input(graph: openvino.Model, bytes_input: bool) -> openvino.Model:
