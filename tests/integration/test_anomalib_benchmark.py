@@ -12,7 +12,7 @@ from anomalib.engine import Engine
 from anomalib.pipelines import Benchmark
 from jsonargparse import Namespace
 
-from anomalib_mixedteacher.benchmark import compare
+from anomalib_mixedteacher.benchmark import cell, compare
 from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher, no_download
 from anomalib_mixedteacher.components import FeatureExtractor
 from anomalib_mixedteacher.components.weights import load_teacher_weights
@@ -45,7 +45,7 @@ def test_benchmark_beside_patchcore_and_stfpm(tmp_path, monkeypatch):
 
 
 def test_compare_trains_all_models_on_one_split_with_one_teacher(tmp_path, teacher_folder, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "SyntheticTextures", partial(compare.SyntheticTextures, root=tmp_path, **TINY))
+    monkeypatch.setattr(cell, "SyntheticTextures", partial(cell.SyntheticTextures, root=tmp_path, **TINY))
     output = tmp_path / "results.jsonl"
     arguments = ["compare", "--teacher-weights", str(teacher_folder), "--image-size", "64", "--epochs", "1"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--fusions", "sum", "product", "--output", str(output)])
@@ -62,7 +62,7 @@ def test_compare_trains_all_models_on_one_split_with_one_teacher(tmp_path, teach
 
 
 def test_compare_names_a_wrong_weights_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "SyntheticTextures", partial(compare.SyntheticTextures, root=tmp_path, **TINY))
+    monkeypatch.setattr(cell, "SyntheticTextures", partial(cell.SyntheticTextures, root=tmp_path, **TINY))
     arguments = ["--teacher-weights", str(tmp_path), "--image-size", "64", "--models", "Stfpm", "--epochs", "1"]
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
     assert compare.main() == 1

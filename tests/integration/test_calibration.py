@@ -197,7 +197,7 @@ class TestCommand:
         assert "There is no checkpoint" in capsys.readouterr().err
         torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
         assert main(["calibrate", str(tmp_path / "other.ckpt"), *good]) == 1
-        assert "is not a MixedTeacher's checkpoint: give one that MixedTeacher trained" in capsys.readouterr().err
+        assert "is not a checkpoint of MixedTeacher" in capsys.readouterr().err
 
     def test_the_new_checkpoint_decides_through_the_engine(self, trained, build_model, image_folder, tmp_path):
         """The trainer takes a model's callbacks before it restores the checkpoint."""

@@ -194,7 +194,8 @@ def test_exported_decisions_equal_engine_predictions(trained, image_folder, tmp_
             for path, score, label in zip(batch.image_path, batch.pred_score, batch.pred_label, strict=True):
                 result = inferencer.predict(path)
                 assert result.pred_score.item() == pytest.approx(score.item(), abs=1e-4)
-                assert bool(result.pred_label.item()) == bool(label.item())
+                if (score - 0.5).abs() > 1e-4:  # the threshold is one image's own score, where rounding decides
+                    assert bool(result.pred_label.item()) == bool(label.item())
 
 
 def test_nothing_unused_is_exported_or_saved(trained, tmp_path):
@@ -319,6 +320,7 @@ def broken_folder(root: Path, last: bytes | Image.Image | None, count: int = 3) 
     [
         (b"\x89PNG\r\n\x1a\n but no more", 3, r"Cannot read the image .*bad.png .*: replace the file or remove it"),
         (Image.new("RGB", (64, 20)), 3, r"bad.png is 64 x 20 pixels, smaller than 32 pixels on a side: remove it"),
+        (Image.new("RGB", (64, 64), (9, 80, 7)), 3, r"bad.png has the same value in all its pixels, .* replace it"),
         (None, 1, r"1 training image is too few .* give at least 2, better 50"),
     ],
 )

@@ -44,9 +44,9 @@ def test_pooled_kinds_leave_the_others_out():
 def test_finished_rows_are_not_run_again(tmp_path, monkeypatch, capsys):
     calls = []
 
-    def run(name, datamodule, weights, settings, seed, **arguments):
+    def run(name, data, weights, settings, seed, **arguments):
         calls.append((name, weights, seed))
-        described = compare.describe(datamodule.name, weights, settings, seed)
+        described = compare.describe(data, weights, settings, seed)
         return [{"model": name, "arguments": arguments, **described, "image_AUROC": 0.5}]
 
     monkeypatch.setattr(compare, "run", run)
@@ -73,7 +73,7 @@ def test_finished_rows_are_not_run_again(tmp_path, monkeypatch, capsys):
 
 
 def test_another_fusion_is_another_row():
-    settings = argparse.Namespace(fusions=["sum", "product"], pool=[])
+    settings = argparse.Namespace(maps=[], fusions=["sum", "product"], pool=[])
     rows = [row("MixedTeacher", fusion="product"), row("MixedTeacher", fusion="normalized_product")]
     wanted = {"model": "MixedTeacher", "seed": 0}
     assert compare._results(rows, wanted, {}, settings) == []

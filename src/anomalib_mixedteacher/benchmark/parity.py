@@ -6,15 +6,16 @@ Run ``python -m anomalib_mixedteacher.benchmark.parity CHECKPOINT IMAGE...``.
 import argparse
 import tempfile
 from collections.abc import Callable
-from typing import cast
+from pathlib import Path
 
 import numpy as np
 import openvino
 import torch
+from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
 
-from anomalib_mixedteacher import MixedTeacher
 from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.models.restore import load_model
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -24,7 +25,7 @@ def relative_difference(result: NDArray[np.float32], expected: NDArray[np.float3
     return float(np.abs(result.astype(np.float64) - expected).max() / np.abs(expected).max())
 
 
-def exported_predictors(model: MixedTeacher, folder: str) -> dict[str, Predict]:
+def exported_predictors(model: AnomalibModule, folder: str) -> dict[str, Predict]:
     """Export a model without fixed size, and load the exports.
 
     Args:
@@ -55,10 +56,10 @@ def exported_predictors(model: MixedTeacher, folder: str) -> dict[str, Predict]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="parity", description=__doc__)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("images", nargs="+")
     settings = parser.parse_args()
-    model = cast("MixedTeacher", MixedTeacher.load_from_checkpoint(settings.checkpoint)).eval()
+    model = load_model(settings.checkpoint).eval()
     model.post_processor = None
     differences: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""AUROC from raw scores and maps.
+"""AUROC and PRO from raw scores and maps.
 
 anomalib's evaluator sees scores after normalisation, which clamps them to [0, 1]: everything beyond the range seen in
 validation ties, and its AUROC depends on the validation set. Here scores are taken as the model gives them.
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.metrics.aupro import _AUPRO as AUPRO  # without the base that reads anomalib's batches
 from anomalib.models import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from torchmetrics.functional.classification import binary_auroc
+from torchvision.tv_tensors import Mask
+
+PRO_LIMIT = 0.3  # share of false positive pixels up to which the region overlap is integrated; anomalib's and MVTec's
 
 
 @dataclass
@@ -35,11 +39,11 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Predictions:
-    """Predict a datamodule's test set.
+    """Predict a datamodule's test set. Images without masks count as good everywhere.
 
     Args:
         model: A trained model.
-        datamodule: A datamodule that was set up, with masks.
+        datamodule: A datamodule that was set up.
 
     Returns:
         The raw predictions.
@@ -48,7 +52,8 @@ def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Prediction
     transform = model.pre_processor.transform if isinstance(model.pre_processor, PreProcessor) else None
     scores, maps, labels, masks = [], [], [], []
     for batch in datamodule.test_dataloader():
-        images, mask = (batch.image, batch.gt_mask) if transform is None else transform(batch.image, batch.gt_mask)
+        mask = torch.zeros_like(batch.image[:, 0], dtype=torch.bool) if batch.gt_mask is None else batch.gt_mask
+        images, mask = (batch.image, mask) if transform is None else transform(batch.image, Mask(mask))
         prediction = model.model(images.to(model.device))
         scores.append(prediction.pred_score.flatten().cpu())
         maps.append(prediction.anomaly_map.squeeze(1).cpu())
@@ -66,17 +71,30 @@ def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, f
         pool: Kinds of defect to take together in one more image AUROC.
 
     Returns:
-        ``image_AUROC``, ``pixel_AUROC``, the pool's (named by its kinds, joined by ``+``) and one entry per kind of
-        defect, each in ``[0, 1]``.
+        ``image_AUROC``; ``pixel_AUROC`` where there are masks; the pool's (named by its kinds, joined by ``+``) and one
+        entry per kind of defect, each in ``[0, 1]``.
     """
     p = predictions
-    result = {
-        "image_AUROC": binary_auroc(p.scores, p.labels).item(),
-        "pixel_AUROC": binary_auroc(p.maps.flatten(), p.masks.flatten()).item(),
-    }
+    result = {"image_AUROC": binary_auroc(p.scores, p.labels).item()}
+    if p.masks.any():
+        result["pixel_AUROC"] = binary_auroc(p.maps.flatten(), p.masks.flatten()).item()
     groups = {"+".join(pool): set(pool)} if pool else {}
     groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {"good"})}
     for name, kinds in groups.items():
         chosen = torch.tensor([kind == "good" or kind in kinds for kind in p.kinds])
         result[name] = binary_auroc(p.scores[chosen], p.labels[chosen]).item()
     return result
+
+
+def region_overlap(predictions: Predictions) -> float:
+    """Compute the area under the per-region overlap (PRO), integrated up to 30 % false positive pixels.
+
+    Args:
+        predictions: What :func:`predict` returned, of a test set with masks.
+
+    Returns:
+        The area divided by its limit, in ``[0, 1]``.
+    """
+    pro = AUPRO(fpr_limit=PRO_LIMIT)
+    pro.update(predictions.maps, predictions.masks)
+    return pro.compute().item()

@@ -3,7 +3,6 @@
 import argparse
 import gc
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +17,9 @@ from anomalib.models import AnomalibModule, EfficientAd
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_mixedteacher import MagneticTile, SyntheticTextures, __version__
-from anomalib_mixedteacher.benchmark.compare import BATCH, build
+from anomalib_mixedteacher.benchmark.cell import BATCH, build
+from anomalib_mixedteacher.benchmark.costs import export_one, exported_path
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.models.mixed_teacher.lightning_model import ONNX_OPSET
 
 PRECISIONS = {
     "MixedTeacher": None,
@@ -64,11 +63,6 @@ def prepare_data(settings: argparse.Namespace) -> AnomalibDataModule:
     return datamodule
 
 
-def exported_path(output: Path, name: str) -> Path:
-    """Give the place of a model's exported file below the benchmark's folder."""
-    return output / name / "weights" / "openvino" / "model.xml"
-
-
 def prepare_models(settings: argparse.Namespace) -> dict[str, Path]:
     """Train and export the models that the output folder does not hold yet.
 
@@ -90,14 +84,14 @@ def prepare_models(settings: argparse.Namespace) -> dict[str, Path]:
         raise ConfigurationError(msg)
     if names:
         check_settings(settings)
-    missing = [name for name in names if not exported_path(settings.output, name).exists()]
+    missing = [name for name in names if not exported_path(settings.output / name).exists()]
     variants = [name for name in missing if name in PRECISIONS]
     if variants:
         _train_and_export("MixedTeacher", variants, settings)
     for name in missing:
         if name not in PRECISIONS:
             _train_and_export(name, [name], settings)
-    return {name: exported_path(settings.output, name) for name in names}
+    return {name: exported_path(settings.output / name) for name in names}
 
 
 def check_settings(settings: argparse.Namespace) -> None:
@@ -166,20 +160,7 @@ def _untrained_efficient_ad(settings: argparse.Namespace) -> AnomalibModule:
 
 
 def _export(model: AnomalibModule, name: str, datamodule: AnomalibDataModule, settings: argparse.Namespace) -> None:
-    """Export to a folder aside and move it, so that an interruption leaves no half-written model."""
-    unfinished = settings.output / f".{name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    # One image at a time: with an open batch anomalib's Patchcore is exported for batches of two only.
-    onnx_kwargs = {"verbose": False, "opset_version": ONNX_OPSET, "dynamic_axes": {}}
     # The table is to show what INT8 costs, so nothing is refused here.
     more: dict[str, Any] = {"max_drop": 1.0} if name in PRECISIONS else {}
-    model.to_openvino(
-        unfinished,
-        input_size=(settings.image_size, settings.image_size),
-        compression_type=PRECISIONS.get(name),
-        datamodule=datamodule,
-        onnx_kwargs=onnx_kwargs,
-        **more,
-    )
-    shutil.rmtree(settings.output / name, ignore_errors=True)
-    unfinished.rename(settings.output / name)
+    more |= {"compression_type": PRECISIONS.get(name), "datamodule": datamodule}
+    export_one(model, settings.output / name, settings.image_size, **more)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from anomalib_mixedteacher.components.images import check_image, read_image
 from anomalib_mixedteacher.edge.loading import check_fits, fixed_size, model_file, read_file
 from anomalib_mixedteacher.edge.record import read_record, record_path
 from anomalib_mixedteacher.errors import CalibrationError, ExportedModelError
-from anomalib_mixedteacher.models.mixed_teacher.lightning_model import MixedTeacher
+from anomalib_mixedteacher.models.restore import load_model, read_checkpoint
 
 
 def calibrate_checkpoint(
@@ -46,14 +45,14 @@ def calibrate_checkpoint(
         The report.
 
     Raises:
-        CalibrationError: If the images are too few for the budget, the checkpoint is not a MixedTeacher's, or the
-            output has no folder.
+        CalibrationError: If the images are too few for the budget, or the output has no folder.
+        ConfigurationError: If the checkpoint is not one of the package's models.
         DataError: If an image cannot be read.
     """
     processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area, tail_fit=tail_fit)
-    content = _read(checkpoint)
+    content = read_checkpoint(checkpoint)
     _check_folder(output)
-    module = MixedTeacher.load_from_checkpoint(checkpoint, map_location="cpu")
+    module = load_model(checkpoint)
     _score(module, _checked_images(good), processor)
     named = processor.calibrate(strict=True)
     state = {key: value for key, value in content["state_dict"].items() if not key.startswith("post_processor.")}
@@ -162,24 +161,6 @@ def _score(module: AnomalibModule, paths: Sequence[Path], processor: NormalCalib
         image = read_image(path, as_tensor=True).unsqueeze(0)
         prediction: Any = module.model(transform(image) if transform is not None else image)
         processor.gather(prediction.pred_score.flatten(), prediction.anomaly_map, [str(path)])
-
-
-def _read(checkpoint: Path) -> dict[str, Any]:
-    if not checkpoint.is_file():
-        msg = f"There is no checkpoint {checkpoint}: give the .ckpt file that training wrote."
-        raise CalibrationError(msg)
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        msg = f"{checkpoint} is no checkpoint of anomalib's, or a damaged one: give the .ckpt file that training wrote."
-        raise CalibrationError(msg) from error
-    if not isinstance(content, dict) or "anomalib_mixedteacher" not in content:
-        msg = (
-            f"{checkpoint} is not a MixedTeacher's checkpoint: give one that MixedTeacher trained; train other models "
-            "with --model.post_processor anomalib_mixedteacher.NormalCalibratedPostProcessor."
-        )
-        raise CalibrationError(msg)
-    return content
 
 
 def main(arguments: Sequence[str]) -> None:

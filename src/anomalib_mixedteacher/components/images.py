@@ -16,6 +16,7 @@ from anomalib_mixedteacher.decoding import (
     sixteen_bit_values,
     undecodable,
 )
+from anomalib_mixedteacher.errors import DataError
 
 __all__ = ["DECODE_ERRORS", "MIN_SIDE", "check_file_size", "check_image", "check_size", "read_image"]
 
@@ -55,22 +56,35 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
 
 
 def check_image(path: str | Path) -> None:
-    """Check that an image can be decoded and is large enough, without keeping its pixels.
+    """Check that an image can be decoded, is large enough and shows something, without keeping its pixels.
 
     Args:
         path: Image file.
 
     Raises:
-        DataError: If it cannot be decoded or has a side below 32 pixels.
+        DataError: If it cannot be decoded, has a side below 32 pixels, or has one value in all its pixels.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
             image.load()
+            flat = _is_flat(image)
+        if flat and image.size != (width, height):
+            with Image.open(path) as whole:
+                flat = _is_flat(whole)
     except DECODE_ERRORS as error:
         raise undecodable(path, error) from error
     check_size(path, height, width)
+    if flat:
+        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
+        raise DataError(msg)
+
+
+def _is_flat(image: Image.Image) -> bool:
+    extrema: Any = image.getextrema()  # one pair of values, or one for each band
+    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return all(low == high for low, high in bands)
 
 
 def check_file_size(path: str | Path) -> None:

@@ -25,7 +25,8 @@ def check_training_data(dataset: Dataset) -> dict[str, Any]:
         A fingerprint: the number of ``images`` and the ``sha256`` of their contents, whatever their names and order.
 
     Raises:
-        DataError: If there are fewer than two images, or one cannot be decoded or has a side below 32 pixels.
+        DataError: If there are fewer than two images, or one cannot be decoded, has a side below 32 pixels, or has one
+            value in all its pixels.
     """
     count = len(dataset)  # type: ignore[arg-type]
     if count < MIN_IMAGES:

@@ -107,7 +107,5 @@ def auroc(model: openvino.Model, dataset: Dataset, resize: Resize | None) -> dic
     """
     predictions = predict(model, dataset, resize)
     summary = summarize(predictions)
-    result = {"images": float(len(predictions.scores)), "image_AUROC": summary["image_AUROC"]}
-    if predictions.masks.any():
-        result["pixel_AUROC"] = summary["pixel_AUROC"]
-    return result
+    measured = {name: value for name, value in summary.items() if name in {"image_AUROC", "pixel_AUROC"}}
+    return {"images": float(len(predictions.scores))} | measured

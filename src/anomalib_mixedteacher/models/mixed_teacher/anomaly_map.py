@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from anomalib_mixedteacher.components.distance import normalized_distance
+from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
 Fusion = Literal["product", "sum", "normalized_product"]
 

@@ -1,51 +1,20 @@
 """MixedTeacher for anomalib's Engine and command line."""
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
 
 import torch
-from anomalib import LearningType, TaskType
-from anomalib.data import AnomalibDataModule, Batch
-from anomalib.deploy import CompressionType, ExportType
 from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
-from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
-from torch.optim import Adam
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric, Metric
 
-from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.calibration.restore import restore_post_processor
-from anomalib_mixedteacher.components.images import check_file_size
-from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
-from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
-from anomalib_mixedteacher.components.weights import fingerprint
-from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.export import MAX_DROP
+from anomalib_mixedteacher.components.distillation_module import DistillationModule
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, StudentInit
 
-logger = logging.getLogger(__name__)
 
-ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
-LIGHTNING_FALLBACK_EPOCHS = 1000
-# In INT8 the unbounded activations of these networks are cut where a bright defect drives them: maps lost up to two
-# thirds of their height (docs/edge.md).
-FLOAT_NETWORKS = ("efficientnet",)
-MODEL_ARGUMENTS = ("resnet_layers", "efficientnet_layers", "student_init", "fusion", "sigma")
-STATISTICS_IMAGES = 64  # enough: a statistic is a mean over all their positions
-
-
-class MixedTeacher(AnomalibModule):
+class MixedTeacher(DistillationModule, AnomalibModule):
     """MixedTeacher: two frozen teachers distilled into two students on good images only.
 
     Defaults are the paper's settings (Thomine et al. 2023, arXiv 2306.09859, and its official code) except where the
@@ -84,6 +53,10 @@ class MixedTeacher(AnomalibModule):
         >>> Engine(max_epochs=2).train(model=model, datamodule=SyntheticTextures())  # doctest: +SKIP
     """
 
+    # In INT8 the unbounded activations of these networks are cut where a bright defect drives them: maps lost up to two
+    # thirds of their height (docs/edge.md).
+    float_networks = ("efficientnet",)
+
     model: MixedTeacherModel
     loss: MixedTeacherLoss
 
@@ -110,50 +83,10 @@ class MixedTeacher(AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.teacher_weights = teacher_weights
-        self.learning_rate = learning_rate
-        self.max_epochs = max_epochs
-        self.early_stopping_patience = early_stopping_patience
+        model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
+        self.build(model, MixedTeacherLoss(), teacher_weights, learning_rate, max_epochs, early_stopping_patience)
         self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
-
-        self.model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
-        self.loss = MixedTeacherLoss()
-        self._val_loss = MeanMetric()
         self._statistics_step = -1
-        self._training_data: dict[str, Any] | None = None
-
-    def setup(self, stage: str) -> None:
-        """Train for ``max_epochs`` where the trainer was given no number of epochs.
-
-        Raises:
-            ConfigurationError: If the trainer's precision is a pure half precision.
-        """
-        if str(self.trainer.precision) in {"16-true", "bf16-true"}:
-            msg = f"trainer.precision={self.trainer.precision} is too coarse: use 16-mixed or bf16-mixed instead."
-            raise ConfigurationError(msg)
-        fit_loop = self.trainer.fit_loop
-        if stage == "fit" and fit_loop.max_epochs == LIGHTNING_FALLBACK_EPOCHS and fit_loop.max_steps == -1:
-            logger.info("No trainer.max_epochs given: training for this model's %d epochs.", self.max_epochs)
-            fit_loop.max_epochs = self.max_epochs
-
-    def on_train_start(self) -> None:
-        """Check the training images, then load the teachers unless a checkpoint brought them."""
-        scheduler = self.lr_schedulers()
-        steps = int(self.trainer.estimated_stepping_batches)
-        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps != steps:
-            msg = (
-                f"The checkpoint's schedule has {scheduler.total_steps} steps, this run {steps}: resume with the same "
-                "data, batch size and trainer.max_epochs, or start without ckpt_path."
-            )
-            raise ConfigurationError(msg)
-        self._training_data = check_training_data(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-        if self.model.teachers_loaded:
-            return
-        self.model.load_teachers(self.teacher_weights)
-        if self.teacher_weights == "random":
-            images = torch.cat(list(self._good_images()))
-            for teacher in self.model.teachers.values():
-                teacher.set_normalization_statistics(images)
 
     def on_train_epoch_start(self) -> None:
         """Freeze batch normalisation where asked for."""
@@ -161,26 +94,6 @@ class MixedTeacher(AnomalibModule):
             for module in self.model.students.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Compute both students' losses; the optimiser steps on their sum.
-
-        Args:
-            batch: Good images.
-            args: Unused.
-            kwargs: Unused.
-
-        Returns:
-            Dictionary with the scalar ``loss``.
-        """
-        del args, kwargs
-        images = cast("torch.Tensor", batch.image)
-        losses = self.loss(*self.model(images))
-        loss = torch.stack(list(losses.values())).sum()
-        parts = {f"train_loss_{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images))
-        return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
         """Gather statistics of good images where no validation run has done so."""
@@ -192,230 +105,14 @@ class MixedTeacher(AnomalibModule):
         if self.trainer.state.fn == "fit":
             self._update_good_statistics()
 
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Predict, and gather the loss of the good images.
-
-        Args:
-            batch: Validation images.
-            args: Unused.
-            kwargs: Unused.
-
-        Returns:
-            The batch with predictions.
-        """
-        del args, kwargs
-        images = cast("torch.Tensor", batch.image)
-        teacher, student = self.model.features(images)
-        loss = torch.stack(list(self.loss.per_image(teacher, student).values())).sum(dim=0)
-        good = torch.eq(cast("torch.Tensor", batch.gt_label), 0)
-        self._val_loss.update(loss, weight=good.to(loss.dtype))
-        return batch.update(**self.model.predict(teacher, student, (images.shape[-2], images.shape[-1]))._asdict())
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the loss of the good validation images, if there were any."""
-        loss = self._val_loss.compute()
-        if not loss.isnan():
-            self.log("val_loss", loss, prog_bar=True)
-        self._val_loss.reset()
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """Predict a batch; see anomalib's ``AnomalibModule.predict_step``.
-
-        Raises:
-            DataError: If an image file has a side below 32 pixels; the resize of the pre-processor hides it otherwise.
-        """
-        for path in getattr(batch, "image_path", None) or ():
-            check_file_size(path)
-        return super().predict_step(batch, batch_idx, dataloader_idx)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Configure Adam with a one-cycle schedule over the trainer's real number of steps.
-
-        Returns:
-            One optimiser for both students and its schedule, stepped with every batch.
-
-        Raises:
-            ConfigurationError: If the number of steps is unlimited.
-        """
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            msg = "The one-cycle schedule needs an end: give trainer.max_epochs or trainer.max_steps."
-            raise ConfigurationError(msg)
-        optimizer = Adam(self.model.students.parameters(), lr=self.learning_rate)
-        scheduler = OneCycleLR(optimizer, max_lr=10 * self.learning_rate, total_steps=int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Add early stopping on the good validation images' loss to anomalib's callbacks."""
-        callbacks = list(cast("Sequence[Callback]", super().configure_callbacks()))
-        if self.early_stopping_patience is not None:
-            # not strict: without good validation images there is no such loss
-            patience = self.early_stopping_patience
-            callbacks.append(EarlyStopping("val_loss", patience=patience, mode="min", strict=False))
-        return callbacks
-
-    @staticmethod
-    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Configure resize and ImageNet normalisation, equal in training and in the exported graph.
-
-        Args:
-            image_size: Height and width of the model's input; 256 x 256 by default.
-
-        Returns:
-            The pre-processor.
-        """
-        return AntialiasedPreProcessor(default_transform(image_size or (256, 256)))
-
-    def configure_post_processor(self) -> PostProcessor:
-        """Configure anomalib's own post-processor."""
-        return PostProcessor()
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments the trainer needs: no validation before the teachers are loaded."""
-        return {"num_sanity_val_steps": 0}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """The model learns from good images only."""
-        return LearningType.ONE_CLASS
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record which teacher weights the checkpoint holds."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["anomalib_mixedteacher"] = {"version": __version__} | self.provenance
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the model comes from: teacher weights, their fingerprints, and the training images."""
-        nets = {teacher.backbone: teacher.extractor.net for teacher in self.model.teachers.values()}
-        return {
-            "teacher_weights": self.teacher_weights,
-            "fingerprints": {backbone: fingerprint(net.state_dict()) for backbone, net in nets.items()},
-            "training_data": self._training_data,
-        }
-
-    def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Export to ONNX; see anomalib's ``ExportMixin.to_onnx``.
-
-        Without ``input_size`` batch, height and width are dynamic. Where the pre-processor resizes, any size goes;
-        where it does not, sides are multiples of 32 from 64 on.
-
-        Args:
-            export_root: Folder for the model.
-            model_file_name: Name of the file without its suffix.
-            input_size: Height and width of the input, for a graph of fixed size.
-            kwargs: Passed to ``torch.onnx.export``.
-
-        Returns:
-            Path of the model.
-
-        Raises:
-            TeacherNotLoadedError: If the model was not trained.
-        """
-        kwargs.setdefault("opset_version", ONNX_OPSET)
-        if input_size is None and self.input_size is None and not {"dynamic_axes", "dynamic_shapes"} & kwargs.keys():
-            height, width = (32 * torch.export.Dim(name, min=2) for name in ("height_by_32", "width_by_32"))
-            kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
-        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        metric: Metric | None = None,
-        task: TaskType | None = None,
-        max_drop: float = MAX_DROP,
-        ov_kwargs: dict[str, Any] | None = None,
-        onnx_kwargs: dict[str, Any] | None = None,
-    ) -> Path:
-        """Export to OpenVINO: one lean graph from pixels to verdict, and ``metadata.json`` beside it.
-
-        Unlike anomalib's own export, quantisation sees good images only, keeps in float32 what forms the difference of
-        teacher and student, sets the thresholds anew on the quantised model's scores where they came from good images,
-        and is refused where it loses too much. With a datamodule that has good and defective images, the exported
-        graph's AUROC is measured and recorded.
-
-        Args:
-            export_root: Folder for the model, which is written to ``weights/openvino`` in it.
-            model_file_name: Name of the file without its suffix.
-            input_size: Height and width of the images that the graph takes; any by default.
-            compression_type: ``FP16`` halves the file, ``INT8`` quantises the weights only, ``INT8_PTQ`` quantises,
-                ``INT8_ACQ`` sets layers back to float32 until ``max_drop`` holds.
-            datamodule: Images; needed for ``INT8_PTQ`` and ``INT8_ACQ``.
-            metric: One that reads anomaly maps or masks lets ``INT8_ACQ`` watch the pixel AUROC; the image AUROC by
-                default.
-            task: Unused.
-            max_drop: Loss of image or pixel AUROC from which a quantised model is not written.
-            ov_kwargs: Unused; anomalib passes them to OpenVINO's converter.
-            onnx_kwargs: Passed to ``torch.onnx.export``.
-
-        Returns:
-            Path of the ``.xml`` file.
-
-        Raises:
-            TeacherNotLoadedError: If the model was not trained.
-            QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
-        """
-        del task, ov_kwargs
-        # imports NNCF, which takes seconds that training need not wait for
-        from anomalib_mixedteacher.export.openvino import Compression, export_openvino, watches_pixels
-
-        kind = None if compression_type is None else CompressionType(compression_type)
-        compression = Compression(kind, datamodule, watches_pixels(metric), max_drop, keep=FLOAT_NETWORKS)
-        folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{model_file_name}.xml"
-        return export_openvino(self, path, input_size, compression, self.provenance, onnx_kwargs)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the architecture and the fusion from the checkpoint.
-
-        On the command line a checkpoint is loaded into a model built from that command's arguments. Without this, a
-        forgotten ``--model.fusion`` would silently combine one fusion's maps with another's thresholds.
-        """
-        restore_post_processor(self, checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        record = checkpoint.get("anomalib_mixedteacher")
-        if record is None:
-            msg = "This checkpoint is not a MixedTeacher's: give one that MixedTeacher trained."
-            raise ConfigurationError(msg)
-        self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
-        self._training_data = record.get("training_data")
-        saved = {name: checkpoint["hyper_parameters"][name] for name in MODEL_ARGUMENTS}
-        differing = [name for name in MODEL_ARGUMENTS if _plain(saved[name]) != _plain(self.hparams[name])]
-        if differing:
-            logger.warning("Using the checkpoint's %s.", ", ".join(f"{name}={saved[name]}" for name in differing))
-            self.hparams.update(saved)
-            self.model = MixedTeacherModel(**saved)
-
-    def _good_images(self) -> list[torch.Tensor]:
-        transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
-        batches = sample_images(cast("DataLoader", self.trainer.train_dataloader), STATISTICS_IMAGES)
-        return [transform(b.to(self.device)) if transform else b.to(self.device) for b in batches]
-
     @torch.no_grad()
     def _update_good_statistics(self) -> None:
         if not self.model.anomaly_map_generator.needs_good_statistics:
             return
         training = [m for m in self.model.students.modules() if m.training]
         self.model.students.eval()
-        features = (self.model.features(images) for images in self._good_images())
+        features = (self.model.features(images) for images in self.good_images())
         self.model.anomaly_map_generator.set_good_statistics(features)
         for module in training:
             module.training = True
         self._statistics_step = self.global_step
-
-
-def _plain(value: Any) -> Any:
-    """Make a tuple and the list that it becomes on the way through a file compare equal."""
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

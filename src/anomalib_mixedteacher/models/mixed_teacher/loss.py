@@ -1,13 +1,10 @@
 """Distillation loss of MixedTeacher."""
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import nn
 
 from anomalib_mixedteacher.components.distance import normalized_distance
-
-Features = Mapping[str, Sequence[torch.Tensor]]
+from anomalib_mixedteacher.components.distillation_model import Features
 
 
 class MixedTeacherLoss(nn.Module):

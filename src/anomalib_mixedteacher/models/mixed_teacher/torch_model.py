@@ -1,6 +1,6 @@
 """Networks of MixedTeacher: two frozen teachers and their students."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -8,12 +8,11 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
-from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion, upsample
-from anomalib_mixedteacher.models.mixed_teacher.loss import Features
 
 StudentInit = Literal["scratch", "teacher"]
 
@@ -66,7 +65,7 @@ class ReducedResNet(nn.Module):
         return maps
 
 
-class MixedTeacherModel(nn.Module):
+class MixedTeacherModel(DistillationModel):
     """Two frozen teachers, their students and the anomaly map between them.
 
     Args:
@@ -83,8 +82,6 @@ class MixedTeacherModel(nn.Module):
         ConfigurationError: If an argument is not one of its choices.
     """
 
-    teachers: Mapping[str, Teacher]
-
     def __init__(
         self,
         resnet_layers: Sequence[int] = (1, 2),
@@ -93,7 +90,6 @@ class MixedTeacherModel(nn.Module):
         fusion: Fusion = "normalized_product",
         sigma: float = 4.0,
     ) -> None:
-        super().__init__()
         if student_init not in get_args(StudentInit):
             msg = f"Unknown student_init {student_init!r}; choose one of {', '.join(get_args(StudentInit))}."
             raise ConfigurationError(msg)
@@ -105,26 +101,18 @@ class MixedTeacherModel(nn.Module):
             msg = f"efficientnet_layers={list(efficientnet_layers)} must be one or more of {choices}."
             raise ConfigurationError(msg)
         resnet_layers, efficientnet_layers = sorted(resnet_layers), sorted(efficientnet_layers)
-        self.student_init = student_init
-        teachers = nn.ModuleDict(
-            {
+        super().__init__(
+            teachers={
                 "resnet": Teacher("resnet18", resnet_layers, pool=True),
                 "efficientnet": Teacher("efficientnet_b0", efficientnet_layers),
-            }
-        )
-        self.teachers = teachers  # type: ignore[assignment]  # the mapping that nn.ModuleDict is
-        self.students = nn.ModuleDict(
-            {
+            },
+            students={
                 "resnet": ReducedResNet(resnet_layers),
                 "efficientnet": FeatureExtractor("efficientnet_b0", efficientnet_layers),
-            }
+            },
         )
+        self.student_init = student_init
         self.anomaly_map_generator = AnomalyMapGenerator(fusion, sigma)
-
-    @property
-    def teachers_loaded(self) -> bool:
-        """Whether both teachers have weights."""
-        return all(teacher.loaded for teacher in self.teachers.values())
 
     def load_teachers(self, source: str) -> None:
         """Load both teachers' weights, and start the students from them where ``student_init`` says so.
@@ -135,65 +123,23 @@ class MixedTeacherModel(nn.Module):
         Raises:
             WeightsError: If weights cannot be found, read or matched.
         """
-        for teacher in self.teachers.values():
-            teacher.load(source)
+        super().load_teachers(source)
         if self.student_init == "teacher":
             teacher = self.teachers["efficientnet"]
             self.students["efficientnet"].load_state_dict(teacher.extractor.state_dict())
 
-    def features(self, images: torch.Tensor) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]]:
-        """Compute the teachers' and the students' feature maps.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``, sides of 32 pixels or more. Sides that are no
-                multiple of 32 are allowed: maps then have their sides rounded up.
-
-        Returns:
-            Feature maps by teacher name, of the teachers and of the students, with equal shapes.
-
-        Raises:
-            ConfigurationError: If a side is below 32 pixels.
-            TeacherNotLoadedError: If the teachers have no weights yet.
-        """
-        if not torch.compiler.is_compiling() and min(images.shape[-2:]) < MIN_SIDE:
-            height, width = images.shape[-2:]
-            msg = (
-                f"Images of {height} x {width} pixels reach the model, which needs {MIN_SIDE} or more a side: enlarge "
-                "them in the pre-processor."
-            )
-            raise ConfigurationError(msg)
-        teacher = {name: module(images) for name, module in self.teachers.items()}
-        student = {name: module(images) for name, module in self.students.items()}
-        return teacher, student
-
-    def forward(
-        self, images: torch.Tensor
-    ) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]] | InferenceBatch:
-        """Compute features in training mode, predictions in evaluation mode.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``; see :meth:`features`.
-
-        Returns:
-            In training mode what :meth:`features` returns. In evaluation mode an ``InferenceBatch`` with
-            ``anomaly_map`` of shape ``(B, 1, H, W)`` and ``pred_score`` of shape ``(B, 1)``; see :meth:`predict`.
-        """
-        teacher, student = self.features(images)
-        if self.training:
-            return teacher, student
-        return self.predict(teacher, student, (images.shape[-2], images.shape[-1]))
-
-    def predict(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> InferenceBatch:
+    def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
         """Compute predictions from features.
 
         Args:
             teacher: The teachers' feature maps, as :meth:`features` returns them.
             student: The students' feature maps.
-            image_size: Height and width of the anomaly map.
+            images: The images that gave them, of shape ``(B, 3, H, W)``.
 
         Returns:
-            Anomaly map of shape ``(B, 1, *image_size)`` and score of shape ``(B, 1)``, the maximum of the map before
+            Anomaly map of shape ``(B, 1, H, W)`` and score of shape ``(B, 1)``, the maximum of the map before
             its upsampling to the image.
         """
+        image_size = (images.shape[-2], images.shape[-1])
         coarse = self.anomaly_map_generator.coarse(teacher, student, image_size)
         return InferenceBatch(anomaly_map=upsample(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))

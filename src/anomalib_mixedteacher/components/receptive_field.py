@@ -1,0 +1,109 @@
+"""Which pixels of the image a position of a feature map sees."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models import FeatureListNet
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
+from anomalib_mixedteacher.errors import ConfigurationError
+
+_WINDOWS = (nn.Conv2d, nn.MaxPool2d)
+_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity)
+# What runs its children one after the other, a residual block's shortcut aside.
+_CHAINS = (nn.Sequential, BasicBlock, Bottleneck)
+_SHORTCUT = "downsample"
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Theoretical receptive field of a feature map's positions, the same along both axes.
+
+    Position ``i`` sees the pixels from ``start + stride * i - (size - 1) / 2`` to ``start + stride * i +
+    (size - 1) / 2``, both included, as far as they lie in the image. The centre of pixel ``p`` is at ``p``.
+
+    Attributes:
+        size: Pixels that a position sees along one axis.
+        stride: Pixels between neighbouring positions.
+        start: Centre of the field of position 0, in pixels. A whole number where ``size`` is odd, a half one where it
+            is even: a field covers whole pixels.
+
+    Raises:
+        ConfigurationError: If the field does not cover whole pixels, or size or stride is not positive.
+    """
+
+    size: int
+    stride: int
+    start: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.stride < 1 or (2 * self.start + self.size) % 2 != 1:
+            msg = (
+                f"{self} is no receptive field: give size and stride of 1 or more, and a start that fits whole pixels."
+            )
+            raise ConfigurationError(msg)
+
+    def through(self, kernel: int, stride: int, padding: int, dilation: int) -> "ReceptiveField":
+        """Compute the field behind one more convolution or pooling, from what that layer has along one axis."""
+        reach = dilation * (kernel - 1)
+        return ReceptiveField(
+            size=self.size + reach * self.stride,
+            stride=self.stride * stride,
+            start=self.start + (reach / 2 - padding) * self.stride,
+        )
+
+
+def receptive_fields(extractor: FeatureExtractor) -> list[ReceptiveField]:
+    """Compute the receptive field of each stage that a ResNet returns, from its layers along the main path.
+
+    A block's shortcut sees less than its main path does and is left aside.
+
+    Args:
+        extractor: A timm ResNet of basic or bottleneck blocks without attention, such as ``resnet18`` or
+            ``wide_resnet50_2``.
+
+    Returns:
+        One field per stage, shallow to deep.
+
+    Raises:
+        ConfigurationError: If the backbone holds a layer that is no part of such a ResNet.
+    """
+    net = extractor.net
+    if not isinstance(net, FeatureListNet):
+        raise _unreadable(extractor, net)
+    field = ReceptiveField(size=1, stride=1, start=0.0)
+    fields = []
+    for name, module in net.named_children():
+        for layer in _windows(module, extractor):
+            parameters = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            field = field.through(*(_along_one_axis(value) for value in parameters))
+        if name in net.return_layers:
+            fields.append(field)
+    return fields
+
+
+def _windows(module: nn.Module, extractor: FeatureExtractor) -> Iterator[Any]:
+    """Yield the layers of the main path that see more than one position, in the order of their use."""
+    if isinstance(module, _WINDOWS):
+        yield module
+    elif isinstance(module, _CHAINS):
+        for name, child in module.named_children():
+            if name != _SHORTCUT:
+                yield from _windows(child, extractor)
+    elif not isinstance(module, _POINTWISE):
+        raise _unreadable(extractor, module)
+
+
+def _unreadable(extractor: FeatureExtractor, module: nn.Module) -> ConfigurationError:
+    msg = (
+        f"The receptive field of {extractor.backbone} cannot be read from its layers (it holds a "
+        f"{type(module).__name__}): choose a plain ResNet such as resnet18."
+    )
+    return ConfigurationError(msg)
+
+
+def _along_one_axis(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
