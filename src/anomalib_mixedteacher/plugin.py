@@ -11,7 +11,10 @@ from importlib import import_module
 from typing import Any
 
 # Name -> defining module. Not the packages that re-export the names: the hook may run while these are being imported.
-MODELS = {"MixedTeacher": "models.mixed_teacher.lightning_model"}
+MODELS = {
+    "MixedTeacher": "models.mixed_teacher.lightning_model",
+    "Msfd": "models.msfd.lightning_model",
+}
 COMPONENTS = {"NormalCalibratedPostProcessor": "calibration.post_processor"}
 DATAMODULES = {"MagneticTile": "data.magnetic_tile", "SyntheticTextures": "data.synthetic_textures"}
 

@@ -1,6 +1,7 @@
 """One cell of the comparison: a model trained and evaluated on a data set, with one seed."""
 
 import argparse
+import copy
 import resource
 import tempfile
 import time
@@ -103,7 +104,10 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
     model = model.to("cpu")
     measured = {"train_seconds": round(seconds), "stored_numbers": count_stored(model), "version": __version__}
     rows = []
+    default = getattr(model.model, "anomaly_map_generator", None)
     for chosen in maps_of(name, settings):
+        if chosen:
+            model.model.anomaly_map_generator = copy.deepcopy(default)
         for key, value in chosen.items():
             setattr(model.model.anomaly_map_generator, key, value)
         predictions = predict(model, datamodule)

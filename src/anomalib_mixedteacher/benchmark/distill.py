@@ -2,13 +2,13 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.upsampling import bilinear_upsample
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import ReducedResNet
 
 LEARNING_RATE = 4e-4  # MixedTeacher's recipe: one cycle with a peak of ten times this
@@ -68,7 +68,7 @@ def distance_maps(teacher: Teacher, student: nn.Module, images: torch.Tensor) ->
         Maps ``(B, 1, H, W)``, not smoothed.
     """
     distances = [
-        F.interpolate(normalized_distance(t, s)[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
+        bilinear_upsample(normalized_distance(t, s)[:, None], (images.shape[-2], images.shape[-1]))
         for t, s in zip(teacher(images), student(images), strict=True)
     ]
     return torch.stack(distances).sum(dim=0)

@@ -20,6 +20,7 @@ from anomalib_mixedteacher.benchmark.scores import Predictions, summarize
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.upsampling import bilinear_upsample
 from anomalib_mixedteacher.errors import MixedTeacherError
 from anomalib_mixedteacher.pretraining.recipe import LAYERS
 
@@ -100,7 +101,7 @@ def score(maps: MapFunction, test: AnomalibDataset, image_size: int) -> Predicti
     smooth = gaussian_smoothing(4.0)
     scores, found, labels, masks = [], [], [], []
     for images, mask, label in _batches(test, image_size):
-        upsampled = F.interpolate(maps(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
+        upsampled = bilinear_upsample(maps(images), (images.shape[-2], images.shape[-1]))
         found.append(smooth(upsampled)[:, 0])
         scores.append(found[-1].amax(dim=(1, 2)))
         labels.append(label)

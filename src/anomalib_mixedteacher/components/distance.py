@@ -1,4 +1,4 @@
-"""The distance between a teacher's and a student's features: the one definition that loss and anomaly map share."""
+"""Distances between a teacher's and a student's features: the one definition that losses and anomaly maps share."""
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +21,33 @@ def normalized_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.T
     Returns:
         Distance of shape ``(B, H, W)``, in ``[0, 2]``; ``[0, 1]`` where no feature is negative.
     """
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
-    difference = F.normalize(teacher.to(dtype), dim=1) - F.normalize(student.to(dtype), dim=1)
+    teacher, student = _single_precision(teacher, student)
+    difference = F.normalize(teacher, dim=1) - F.normalize(student, dim=1)
     return 0.5 * difference.square().sum(dim=1)
+
+
+def euclidean_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    r"""Squared Euclidean distance of the features as they are, per channel, position by position.
+
+    .. math::  d_{ij} = \frac{1}{C} \left\lVert t_{ij} - s_{ij} \right\rVert_2^2
+
+    Unlike :func:`normalized_distance` it sees the features' length. The division by the number of channels makes it
+    comparable between levels.
+
+    Half-precision features are compared in float32.
+
+    Args:
+        teacher: Teacher features of shape ``(B, C, H, W)``.
+        student: Student features of the same shape.
+
+    Returns:
+        Distance of shape ``(B, H, W)``, non-negative and without bound.
+    """
+    teacher, student = _single_precision(teacher, student)
+    return (teacher - student).square().mean(dim=1)
+
+
+def _single_precision(teacher: torch.Tensor, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bring both to the wider of their types, at least float32."""
+    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    return teacher.to(dtype), student.to(dtype)

@@ -3,5 +3,6 @@
 import anomalib.models  # noqa: F401  (see components/__init__.py: the start-up hook must run before our imports)
 
 from .mixed_teacher import MixedTeacher
+from .msfd import Msfd
 
-__all__ = ["MixedTeacher"]
+__all__ = ["MixedTeacher", "Msfd"]

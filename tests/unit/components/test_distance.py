@@ -1,10 +1,10 @@
-"""The feature distance, against numpy written from the formula."""
+"""The feature distances, against numpy written from the formulas."""
 
 import numpy as np
 import pytest
 import torch
 
-from anomalib_mixedteacher.components import normalized_distance
+from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 
 
 @pytest.fixture
@@ -54,3 +54,25 @@ def test_all_zero_features_are_finite_and_have_finite_gradient():
     distance.sum().backward()
     assert distance.abs().max() == 0
     assert s.grad.isfinite().all()
+
+
+def test_euclidean_equals_formula(features):
+    t, s = (f.numpy() for f in features)
+    expected = np.empty((3, 4, 6))
+    for b, i, j in np.ndindex(3, 4, 6):
+        expected[b, i, j] = np.linalg.norm(t[b, :, i, j] - s[b, :, i, j]) ** 2 / 5
+    np.testing.assert_allclose(euclidean_distance(*features).numpy(), expected, rtol=1e-12)
+
+
+def test_euclidean_sees_length_and_does_not_grow_with_channels(features):
+    t, s = features
+    torch.testing.assert_close(euclidean_distance(3 * t, 3 * s), 9 * euclidean_distance(t, s), rtol=1e-12, atol=0)
+    repeated = euclidean_distance(t.repeat(1, 4, 1, 1), s.repeat(1, 4, 1, 1))
+    torch.testing.assert_close(repeated, euclidean_distance(t, s), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_euclidean_in_half_precision_does_not_overflow(dtype):
+    # a difference of 400 squares to 1.6e5; float16 ends at 65504
+    t, s = torch.full((1, 3, 2, 2), 200.0, dtype=dtype), torch.full((1, 3, 2, 2), -200.0, dtype=dtype)
+    assert torch.equal(euclidean_distance(t, s), torch.full((1, 2, 2), 1.6e5))

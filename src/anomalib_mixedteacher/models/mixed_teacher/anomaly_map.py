@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
+from anomalib_mixedteacher.components.upsampling import bilinear_upsample
 from anomalib_mixedteacher.errors import ConfigurationError
 
 Fusion = Literal["product", "sum", "normalized_product"]
@@ -95,7 +96,7 @@ class AnomalyMapGenerator(nn.Module):
                 distance = normalized_distance(t, s).unsqueeze(1)
                 if self.fusion == "product":
                     distance = distance / (t.shape[-2] * t.shape[-1])
-                layers.append(upsample(distance, size))
+                layers.append(bilinear_upsample(distance, size))
             maps.append(torch.stack(layers).sum(dim=0))
         return maps
 
@@ -147,9 +148,4 @@ class AnomalyMapGenerator(nn.Module):
         Returns:
             Anomaly map of shape ``(B, 1, *image_size)``, non-negative, higher where more anomalous.
         """
-        return upsample(self.coarse(teacher, student, image_size), image_size)
-
-
-def upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Upsample maps of shape ``(B, 1, H, W)`` bilinearly to ``size``."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return bilinear_upsample(self.coarse(teacher, student, image_size), image_size)

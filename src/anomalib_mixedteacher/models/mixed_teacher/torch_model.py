@@ -11,8 +11,9 @@ from torchvision.models.resnet import BasicBlock
 from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.upsampling import bilinear_upsample
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion, upsample
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
 
 StudentInit = Literal["scratch", "teacher"]
 
@@ -142,4 +143,4 @@ class MixedTeacherModel(DistillationModel):
         """
         image_size = (images.shape[-2], images.shape[-1])
         coarse = self.anomaly_map_generator.coarse(teacher, student, image_size)
-        return InferenceBatch(anomaly_map=upsample(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))
+        return InferenceBatch(anomaly_map=bilinear_upsample(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))
