@@ -16,7 +16,11 @@ MODELS = {
     "Msfd": "models.msfd.lightning_model",
 }
 COMPONENTS = {"NormalCalibratedPostProcessor": "calibration.post_processor"}
-DATAMODULES = {"MagneticTile": "data.magnetic_tile", "SyntheticTextures": "data.synthetic_textures"}
+DATAMODULES = {
+    "MagneticTile": "data.magnetic_tile",
+    "OneClass": "data.one_class",
+    "SyntheticTextures": "data.synthetic_textures",
+}
 
 
 def register() -> None:
