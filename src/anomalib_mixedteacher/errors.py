@@ -34,3 +34,7 @@ class ExportedModelError(MixedTeacherError, RuntimeError):
 
 class QuantizationError(MixedTeacherError, RuntimeError):
     """Quantisation would lose more of a model's quality than allowed."""
+
+
+class CacheError(MixedTeacherError, RuntimeError):
+    """The teachers' features cannot be kept; whoever meets this computes them again for each epoch."""
