@@ -169,12 +169,12 @@ def test_record_tells_what_was_exported(trained, exported, teacher_folder):
 
 
 def test_training_data_fingerprint_follows_the_contents(image_folder, tmp_path):
-    from anomalib_mixedteacher.components.training_data import check_training_data
+    from anomalib_mixedteacher.components.training_data import check_training_data, training_fingerprint
 
     def fingerprint(root):
         data = Folder("x", root=root, normal_dir=".", test_split_mode="none", val_split_mode="none", num_workers=0)
         data.setup()
-        return check_training_data(data.train_data)
+        return training_fingerprint(data.train_data, check_training_data(data.train_data))
 
     contents = [path.read_bytes() for path in sorted((image_folder / "good").iterdir())]
     for index, content in enumerate(contents):

@@ -14,6 +14,7 @@ from anomalib.data import Folder
 from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
+from lightning import seed_everything
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Normalize
@@ -283,6 +284,22 @@ def test_freezing_batch_norm_after_the_first_epoch(build_model, datamodule, tmp_
     assert means[0].abs().max() > 0
     assert torch.equal(means[1], means[0])
     assert torch.equal(means[2], means[0])
+
+
+def test_teachers_see_each_image_once(build_model, datamodule, tmp_path):
+    losses = {}
+    for cache in (0, 100):
+        model = build_model(feature_cache=cache)
+        seen = []
+        model.model.teachers["resnet"].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
+        engine = Engine(max_epochs=3, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+        seed_everything(0)
+        engine.fit(model=model, datamodule=datamodule)
+        validation = len(datamodule.val_data)
+        # without a cache: each epoch, and 8 good images for their statistics before each validation
+        assert sum(seen) == (8 + validation if cache else 3 * (8 + 8 + validation))
+        losses[cache] = engine.trainer.callback_metrics["train_loss_epoch"].item()
+    assert losses[100] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_mixed_precision_gives_no_nan(tiny_model, datamodule, tmp_path):

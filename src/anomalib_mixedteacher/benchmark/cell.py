@@ -22,7 +22,7 @@ from anomalib_mixedteacher.benchmark.arguments import parse_arguments
 from anomalib_mixedteacher.benchmark.costs import count_stored, export_one, exported_path
 from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher
 from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summarize
-from anomalib_mixedteacher.components.training_data import sample_images
+from anomalib_mixedteacher.components.training_data import sample_batches
 from anomalib_mixedteacher.data.textures import FAMILIES
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.plugin import MODELS, public
@@ -45,8 +45,8 @@ class _PeerTeacher(Callback):
         assert isinstance(pl_module, AnomalibModule)
         transform = cast("PreProcessor", pl_module.pre_processor).transform
         assert transform is not None
-        batches = sample_images(cast("DataLoader", trainer.train_dataloader), STATISTICS_IMAGES)
-        images = torch.cat([transform(batch.to(pl_module.device)) for batch in batches])
+        batches = sample_batches(cast("DataLoader", trainer.train_dataloader), STATISTICS_IMAGES)
+        images = torch.cat([transform(batch.image.to(pl_module.device)) for batch in batches])
         load_peer_teacher(pl_module, self.source, images)
 
 
@@ -104,7 +104,7 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
     model = model.to("cpu")
     measured = {"train_seconds": round(seconds), "stored_numbers": count_stored(model), "version": __version__}
     rows = []
-    default = getattr(model.model, "anomaly_map_generator", None)
+    default: Any = getattr(model.model, "anomaly_map_generator", None)
     for chosen in maps_of(name, settings):
         if chosen:
             model.model.anomaly_map_generator = copy.deepcopy(default)

@@ -46,15 +46,15 @@ class DistillationModel(nn.Module):
         for teacher in self.teachers.values():
             teacher.load(source)
 
-    def features(self, images: torch.Tensor) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]]:
-        """Compute the teachers' and the students' feature maps.
+    def teacher_features(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """Compute the teachers' feature maps.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``, sides of 32 pixels or more. Sides that are no
                 multiple of 32 are allowed.
 
         Returns:
-            Feature maps by teacher name, of the teachers and of the students, with equal shapes.
+            Feature maps by teacher name.
 
         Raises:
             ConfigurationError: If a side is below 32 pixels.
@@ -67,9 +67,22 @@ class DistillationModel(nn.Module):
                 "them in the pre-processor."
             )
             raise ConfigurationError(msg)
-        teacher = {name: module(images) for name, module in self.teachers.items()}
-        student = {name: module(images) for name, module in self.students.items()}
-        return teacher, student
+        return {name: module(images) for name, module in self.teachers.items()}
+
+    def student_features(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """Compute the students' feature maps.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            Feature maps by teacher name, of the same shapes as the teachers'.
+        """
+        return {name: module(images) for name, module in self.students.items()}
+
+    def features(self, images: torch.Tensor) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]]:
+        """Compute the teachers' and the students' feature maps; see the two methods before."""
+        return self.teacher_features(images), self.student_features(images)
 
     def forward(
         self, images: torch.Tensor

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -23,10 +23,11 @@ from torchmetrics import MeanMetric, Metric
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.restore import restore_post_processor
-from anomalib_mixedteacher.components.distillation_model import DistillationModel
+from anomalib_mixedteacher.components.cached_teachers import CachedTeachers, cached_teachers, digest_files
+from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.images import check_file_size
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
-from anomalib_mixedteacher.components.training_data import check_training_data, sample_images
+from anomalib_mixedteacher.components.training_data import check_training_data, sample_batches, training_fingerprint
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
@@ -70,6 +71,7 @@ class DistillationModule(_Base):
         learning_rate: float,
         max_epochs: int,
         early_stopping_patience: int | None,
+        feature_cache: int,
     ) -> None:
         """Take the networks and the recipe.
 
@@ -82,6 +84,7 @@ class DistillationModule(_Base):
             max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
             early_stopping_patience: Stop after this many validations without a lower loss on the good validation
                 images; ``None`` never stops early.
+            feature_cache: Memory for the teachers' features in MiB, from which on a file is used; 0 keeps none.
         """
         self.teacher_weights = teacher_weights
         self.learning_rate = learning_rate
@@ -90,7 +93,9 @@ class DistillationModule(_Base):
         self.model = model
         self.loss = loss
         self._val_loss = MeanMetric()
+        self.feature_cache = feature_cache
         self._training_data: dict[str, Any] | None = None
+        self._cached_teachers: CachedTeachers | None = None
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -121,14 +126,31 @@ class DistillationModule(_Base):
                 "data, batch size and trainer.max_epochs, or start without ckpt_path."
             )
             raise ConfigurationError(msg)
-        self._training_data = check_training_data(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-        if self.model.teachers_loaded:
-            return
-        self.model.load_teachers(self.teacher_weights)
-        if self.teacher_weights == "random":
-            images = torch.cat(list(self.good_images()))
-            for teacher in self.model.teachers.values():
-                teacher.set_normalization_statistics(images)
+        dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        digests = check_training_data(dataset)
+        self._training_data = training_fingerprint(dataset, digests)
+        if not self.model.teachers_loaded:
+            self.model.load_teachers(self.teacher_weights)
+            if self.teacher_weights == "random":
+                images = torch.cat([images for images, _ in self._good_images()])
+                for teacher in self.model.teachers.values():
+                    teacher.set_normalization_statistics(images)
+        if self.feature_cache:
+            transforms = [getattr(dataset, "augmentations", None), self._transform]
+            self._cached_teachers = cached_teachers(
+                self.model,
+                digests | self._validation_digests(),
+                transforms,
+                self.feature_cache,
+                version=__version__,
+                precision=str(self.trainer.precision),
+            )
+
+    def on_train_end(self) -> None:
+        """Release the teachers' features."""
+        if self._cached_teachers is not None:
+            self._cached_teachers.close()
+        self._cached_teachers = None
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Compute each student's loss; the optimiser steps on their sum.
@@ -143,7 +165,7 @@ class DistillationModule(_Base):
         """
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
-        losses = self.loss(*self.model(images))
+        losses = self.loss(self.teacher_features(images, _paths(batch)), self.model.student_features(images))
         loss = torch.stack(list(losses.values())).sum()
         if len(losses) > 1:
             parts = {f"train_loss_{name}": value.detach() for name, value in losses.items()}
@@ -164,7 +186,7 @@ class DistillationModule(_Base):
         """
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
-        teacher, student = self.model.features(images)
+        teacher, student = self.teacher_features(images, _paths(batch)), self.model.student_features(images)
         loss = torch.stack(list(self.loss.per_image(teacher, student).values())).sum(dim=0)
         good = torch.eq(cast("torch.Tensor", batch.gt_label), 0)
         self._val_loss.update(loss, weight=good.to(loss.dtype))
@@ -183,7 +205,7 @@ class DistillationModule(_Base):
         Raises:
             DataError: If an image file has a side below 32 pixels; the resize of the pre-processor hides it otherwise.
         """
-        for path in getattr(batch, "image_path", None) or ():
+        for path in _paths(batch) or ():
             check_file_size(path)
         return super().predict_step(batch, batch_idx, dataloader_idx)
 
@@ -367,15 +389,46 @@ class DistillationModule(_Base):
             self.hparams.update(saved)
             self.model = type(self.model)(**saved)
 
-    def good_images(self) -> list[torch.Tensor]:
-        """Read a sample of the training images, as the model sees them.
+    def teacher_features(self, images: torch.Tensor, paths: Sequence[str] | None) -> dict[str, list[torch.Tensor]]:
+        """Give the teachers' features, in training from the second time on without the teachers.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+            paths: Their files, if they come from files.
 
         Returns:
-            Batches of normalised images of shape ``(B, 3, H, W)``, 64 images in all at most, the same at each call.
+            Feature maps by teacher name.
         """
-        transform = self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
-        batches = sample_images(cast("DataLoader", self.trainer.train_dataloader), STATISTICS_IMAGES)
-        return [transform(b.to(self.device)) if transform else b.to(self.device) for b in batches]
+        if self._cached_teachers is None:
+            return self.model.teacher_features(images)
+        return self._cached_teachers.features(images, paths)
+
+    def good_features(self) -> Iterator[tuple[Features, Features]]:
+        """Compute features of a sample of the training images.
+
+        Yields:
+            The teachers' and the students' feature maps of one batch after another, 64 images in all at most, the same
+            at each call.
+        """
+        for images, paths in self._good_images():
+            yield self.teacher_features(images, paths), self.model.student_features(images)
+
+    def _good_images(self) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
+        for batch in sample_batches(cast("DataLoader", self.trainer.train_dataloader), STATISTICS_IMAGES):
+            images = batch.image.to(self.device)
+            yield self._transform(images) if self._transform else images, _paths(batch)
+
+    @property
+    def _transform(self) -> Any:
+        return self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
+
+    def _validation_digests(self) -> dict[str, str]:
+        """Digests of the validation images, where these go through what the training images go through."""
+        dataset: Any = getattr(self.trainer.val_dataloaders, "dataset", None)
+        ours = getattr(self.trainer.train_dataloader.dataset, "augmentations", None)  # type: ignore[union-attr]
+        if repr(getattr(dataset, "augmentations", None)) != repr(ours) or not hasattr(dataset, "samples"):
+            return {}
+        return digest_files(list(dataset.samples.image_path))
 
 
 def model_name(checkpoint: dict[str, Any]) -> str | None:
@@ -390,6 +443,11 @@ def model_name(checkpoint: dict[str, Any]) -> str | None:
     record = checkpoint.get("anomalib_mixedteacher")
     # the first checkpoints, of the time when there was one model, do not note its name
     return None if record is None else record.get("model", "MixedTeacher")
+
+
+def _paths(batch: Batch) -> list[str] | None:
+    """Give the files of a batch's images, if they come from files."""
+    return getattr(batch, "image_path", None)
 
 
 def _plain(value: Any) -> Any:

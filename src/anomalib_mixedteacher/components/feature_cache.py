@@ -226,11 +226,12 @@ class FeatureCache:
 
 def _as_rows(maps: Sequence[torch.Tensor]) -> np.ndarray:
     """Round the maps to float16 and lay each image's out in one row."""
-    rows = torch.cat([part.detach().to(torch.float16).flatten(1) for part in maps], dim=1)
-    if not rows.isfinite().all():
+    # joined in numpy: under autocast torch on the CPU does not join float16
+    rows = np.concatenate([part.detach().to(torch.float16).flatten(1).cpu().numpy() for part in maps], axis=1)
+    if not np.isfinite(rows).all():
         msg = (
             f"The teachers' features hold NaN or values beyond float16's {torch.finfo(torch.float16).max:.0f}: switch "
             "the feature cache off."
         )
         raise CacheError(msg)
-    return rows.cpu().numpy()
+    return rows

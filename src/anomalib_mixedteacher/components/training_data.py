@@ -1,7 +1,7 @@
 """Checks at the start of training, and samples of the training images."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from anomalib_mixedteacher.errors import DataError
 MIN_IMAGES = 2
 
 
-def check_training_data(dataset: Dataset) -> dict[str, Any]:
+def check_training_data(dataset: Dataset) -> dict[str, str]:
     """Read every training image once, so that a bad one is named before the first epoch and not within it.
 
     Args:
         dataset: An anomalib data set; one without a ``samples`` table is only counted.
 
     Returns:
-        A fingerprint: the number of ``images`` and the ``sha256`` of their contents, whatever their names and order.
+        SHA-256 of each image file's content, by path; empty for a data set without a ``samples`` table.
 
     Raises:
         DataError: If there are fewer than two images, or one cannot be decoded, has a side below 32 pixels, or has one
@@ -37,10 +37,23 @@ def check_training_data(dataset: Dataset) -> dict[str, Any]:
         raise DataError(msg)
     samples = getattr(dataset, "samples", None)
     if samples is None:
-        return {"images": count, "sha256": None}
+        return {}
     with ThreadPoolExecutor() as pool:
-        digests = sorted(pool.map(_checked, samples.image_path))
-    return {"images": count, "sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
+        return dict(zip(samples.image_path, pool.map(_checked, samples.image_path), strict=True))
+
+
+def training_fingerprint(dataset: Dataset, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Identify training images whatever their names and order.
+
+    Args:
+        dataset: The data set.
+        digests: What :func:`check_training_data` returned.
+
+    Returns:
+        The number of ``images``, and the ``sha256`` of their contents; ``None`` if there are no files.
+    """
+    together = hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest()
+    return {"images": len(dataset), "sha256": together if digests else None}  # type: ignore[arg-type]
 
 
 def _checked(path: str) -> str:
@@ -48,7 +61,7 @@ def _checked(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def sample_images(loader: DataLoader, count: int) -> Iterator[torch.Tensor]:
+def sample_batches(loader: DataLoader, count: int) -> Iterator[Any]:
     """Read images spread evenly over a loader's data set, the same on every process.
 
     Args:
@@ -56,10 +69,9 @@ def sample_images(loader: DataLoader, count: int) -> Iterator[torch.Tensor]:
         count: How many images at most.
 
     Yields:
-        Batches of images of shape ``(B, 3, H, W)``.
+        anomalib's batches, with images of shape ``(B, 3, H, W)``.
     """
     dataset = loader.dataset
     length = len(dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
-    for batch in DataLoader(Subset(dataset, indices), batch_size=loader.batch_size, collate_fn=loader.collate_fn):
-        yield batch.image
+    yield from DataLoader(Subset(dataset, indices), batch_size=loader.batch_size, collate_fn=loader.collate_fn)

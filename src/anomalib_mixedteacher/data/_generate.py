@@ -13,6 +13,7 @@ from anomalib.data.utils.path import validate_path
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
 from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
 from anomalib_mixedteacher.data.textures import FAMILIES, Array
@@ -20,8 +21,6 @@ from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 GENERATOR_VERSION = 1
 """Raise it whenever the generated pixels change, so that no older cache is taken for the new images."""
-
-CACHE_VARIABLE = "ANOMALIB_MIXEDTEACHER_CACHE"
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,7 @@ def cache_root(root: Path | str | None) -> Path:
         DataError: If anomalib cannot work with the path (too long, or with characters beyond ASCII).
     """
     if root is None:
-        own = os.environ.get(CACHE_VARIABLE)
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = (Path(own) if own else Path(base) / "anomalib_mixedteacher") / "synthetic_textures"
+        root = cache_folder("synthetic_textures")
     root = Path(root).expanduser().absolute()
     try:
         validate_path(root, should_exist=False)

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor, has_good, hold_out
-from anomalib_mixedteacher.components.training_data import check_training_data
+from anomalib_mixedteacher.components.training_data import check_training_data, training_fingerprint
 from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality, quantize
@@ -161,7 +161,10 @@ def _warn_of_missing(post_processor: PostProcessor | None, compression: Compress
 
 
 def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> None:
-    if known is not None and known.get("sha256") not in {None, check_training_data(datamodule.train_data)["sha256"]}:
+    if known is None or known.get("sha256") is None:
+        return
+    data = datamodule.train_data
+    if known["sha256"] != training_fingerprint(data, check_training_data(data))["sha256"]:
         logger.warning(
             "The datamodule's training images are not those that the model was trained on, so its test images may be; "
             "the recorded AUROC may be too high. Give the same data, and the same --data.seed."

@@ -578,3 +578,9 @@ class TestKey:
     def test_only_plain_values(self):
         with pytest.raises(TypeError, match="not JSON serializable"):
             cache_key(transform=object())
+
+
+def test_features_come_and_go_under_autocast():
+    with FeatureCache(KEY, COUNT, 10**6) as cache, torch.autocast("cpu"):
+        cache.put(digests(range(3)), features(range(3)))
+        assert_rounded(cache.get(digests([2, 0])), [2, 0])

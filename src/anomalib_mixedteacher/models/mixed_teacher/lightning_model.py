@@ -37,6 +37,9 @@ class MixedTeacher(DistillationModule, AnomalibModule):
             ``None`` never stops early. Without good validation images there is no early stopping.
         freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on, as
             the official code does.
+        feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
+            in every epoch; where it does not suffice, they are kept in a file. 0 keeps none; so do random
+            augmentations.
         pre_processor: anomalib pre-processor, or whether to use the default one (resize to 256 x 256 and ImageNet
             normalisation).
         post_processor: anomalib post-processor, or whether to use the default one.
@@ -72,6 +75,7 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         max_epochs: int = 100,
         early_stopping_patience: int | None = 30,
         freeze_bn_after_first_epoch: bool = False,
+        feature_cache: int = 2048,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -84,7 +88,8 @@ class MixedTeacher(DistillationModule, AnomalibModule):
             visualizer=visualizer,
         )
         model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
-        self.build(model, MixedTeacherLoss(), teacher_weights, learning_rate, max_epochs, early_stopping_patience)
+        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
+        self.build(model, MixedTeacherLoss(), *recipe)
         self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
         self._statistics_step = -1
 
@@ -111,8 +116,7 @@ class MixedTeacher(DistillationModule, AnomalibModule):
             return
         training = [m for m in self.model.students.modules() if m.training]
         self.model.students.eval()
-        features = (self.model.features(images) for images in self.good_images())
-        self.model.anomaly_map_generator.set_good_statistics(features)
+        self.model.anomaly_map_generator.set_good_statistics(self.good_features())
         for module in training:
             module.training = True
         self._statistics_step = self.global_step

@@ -34,6 +34,9 @@ class Msfd(DistillationModule, AnomalibModule):
         max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
             ``None`` never stops early. Without good validation images there is no early stopping.
+        feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
+            in every epoch; where it does not suffice, they are kept in a file. 0 keeps none; so do random
+            augmentations.
         pre_processor: anomalib pre-processor, or whether to use the default one (resize to 256 x 256 and ImageNet
             normalisation).
         post_processor: anomalib post-processor, or whether to use the default one.
@@ -65,6 +68,7 @@ class Msfd(DistillationModule, AnomalibModule):
         learning_rate: float = 4e-4,
         max_epochs: int = 100,
         early_stopping_patience: int | None = 30,
+        feature_cache: int = 2048,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -77,4 +81,5 @@ class Msfd(DistillationModule, AnomalibModule):
             visualizer=visualizer,
         )
         model = MsfdModel(backbone, layers, cosine_weight, combination, upsampling, sigma_ratio)
-        self.build(model, MsfdLoss(cosine_weight), teacher_weights, learning_rate, max_epochs, early_stopping_patience)
+        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
+        self.build(model, MsfdLoss(cosine_weight), *recipe)

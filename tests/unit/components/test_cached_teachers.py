@@ -1,0 +1,124 @@
+"""Teachers that see each image once, and when they must see it again."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
+from anomalib_mixedteacher.components import FeatureExtractor, Teacher
+from anomalib_mixedteacher.components.cached_teachers import cached_teachers, digest_files
+from anomalib_mixedteacher.components.distillation_model import DistillationModel
+
+TRANSFORM = v2.Compose([v2.Resize((32, 32)), v2.Normalize([0.5] * 3, [0.2] * 3)])
+
+
+class Counting(Teacher):
+    seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return super().forward(images)
+
+
+@pytest.fixture
+def model(monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    teacher = Counting("resnet18", (1, 2))
+    model = DistillationModel({"resnet": teacher}, {"resnet": FeatureExtractor("resnet18", (1, 2))})
+    model.load_teachers("random")
+    return model
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Five files, the last two of equal content."""
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for index, path in enumerate(paths):
+        path.write_text(str(min(index, 3)))
+    return [str(path) for path in paths]
+
+
+def images(files) -> torch.Tensor:
+    """Images that the files' contents determine."""
+    seeds = [int(Path(file).read_text()) for file in files]
+    return torch.stack([torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def test_each_image_is_seen_once_and_answers_are_the_rounded_features(model, files):
+    teachers = cached_teachers(model, digest_files(files), [None, TRANSFORM], budget=1)
+    for chosen in (files[:2], files[2:4], [files[3], files[0]], [files[4]], files[::-1]):
+        found = teachers.features(images(chosen), chosen)["resnet"]
+        with torch.no_grad():
+            expected = model.teacher_features(images(chosen))["resnet"]
+        model.teachers["resnet"].seen -= len(chosen)
+        for got, exact in zip(found, expected, strict=True):
+            torch.testing.assert_close(got, exact, rtol=2**-10, atol=1e-6)
+            assert torch.equal(got, got.half().float())
+    assert model.teachers["resnet"].seen == 4
+
+
+def test_what_is_not_known_is_computed_exactly(model, files):
+    teachers = cached_teachers(model, digest_files(files[:2]), [TRANSFORM], budget=1)
+    for paths in (files[2:3], None):
+        found = teachers.features(images(files[2:3]), paths)["resnet"][0]
+        assert torch.equal(found, model.teacher_features(images(files[2:3]))["resnet"][0])
+
+
+def test_beyond_the_budget_a_file_serves_the_next_run(model, files, tmp_path):
+    for expected in (4, 4):
+        teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=0)
+        teachers.features(images(files), files)
+        teachers.features(images(files[:1]), files[:1])
+        teachers.close()
+        assert model.teachers["resnet"].seen == expected + 1  # the batch of five, two of them equal
+    assert len(list((tmp_path / "cache" / "teacher_features").iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["weights", "transform", "setting"])
+def test_whatever_features_depend_on_makes_them_anew(model, files, change):
+    transform, settings = TRANSFORM, {}
+    cached_teachers(model, digest_files(files), [transform], budget=0).features(images(files), files)
+    seen = model.teachers["resnet"].seen
+    if change == "weights":
+        next(model.teachers["resnet"].parameters()).mul_(1.5)
+    elif change == "transform":
+        transform = v2.Compose([v2.Resize((64, 64)), v2.Normalize([0.5] * 3, [0.2] * 3)])
+    else:
+        settings = {"precision": "bf16-mixed"}
+    teachers = cached_teachers(model, digest_files(files), [transform], budget=0, **settings)
+    found = teachers.features(images(files), files)["resnet"][0]
+    assert model.teachers["resnet"].seen == 2 * seen
+    torch.testing.assert_close(found, model.teacher_features(images(files))["resnet"][0], rtol=2**-10, atol=1e-6)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_more(model, files, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=0)
+    for _ in range(2):
+        found = teachers.features(images(files), files)["resnet"][0]
+        assert torch.equal(found, model.teacher_features(images(files))["resnet"][0])
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING and "cache" in record.message]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        (v2.RandomHorizontalFlip(), "RandomHorizontalFlip"),
+        (v2.Compose([v2.Resize(32), v2.Compose([v2.ColorJitter(0.1)])]), "ColorJitter"),
+        (v2.GaussianBlur(3), "GaussianBlur"),
+        (nn.Dropout(), "Dropout"),
+    ],
+)
+def test_random_augmentations_switch_it_off_and_say_so(model, files, transform, name, caplog):
+    with caplog.at_level(logging.INFO):
+        assert cached_teachers(model, digest_files(files), [transform, TRANSFORM], budget=1) is None
+    assert f"Teachers see every image in every epoch: {name} may change images at random." in caplog.text
+
+
+def test_without_files_there_is_no_cache(model):
+    assert cached_teachers(model, {}, [TRANSFORM], budget=1) is None
