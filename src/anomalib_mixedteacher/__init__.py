@@ -9,10 +9,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
-    from anomalib_mixedteacher.data import MagneticTile, SyntheticTextures
-    from anomalib_mixedteacher.models import MixedTeacher
+    from anomalib_mixedteacher.data import MagneticTile, OneClass, SyntheticTextures
+    from anomalib_mixedteacher.models import MixedTeacher, Mkd, Msfd
 
-__all__ = ["MagneticTile", "MixedTeacher", "NormalCalibratedPostProcessor", "SyntheticTextures", "__version__"]
+__all__ = [
+    "MagneticTile",
+    "MixedTeacher",
+    "Mkd",
+    "Msfd",
+    "NormalCalibratedPostProcessor",
+    "OneClass",
+    "SyntheticTextures",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -57,6 +57,19 @@ class Teacher(nn.Module):
         self.extractor.net.load_state_dict(load_teacher_weights(self.backbone, source, self.extractor.net))
         self.loaded = True
 
+    def check_loaded(self) -> None:
+        """Check that the teacher can be used.
+
+        Raises:
+            TeacherNotLoadedError: If no weights were loaded yet.
+        """
+        if not self.loaded:
+            msg = (
+                f"The {self.backbone} teacher has no weights yet: train the model first, or give a trained checkpoint "
+                "(--ckpt_path on the command line, load_from_checkpoint in Python)."
+            )
+            raise TeacherNotLoadedError(msg)
+
     def set_normalization_statistics(self, images: torch.Tensor) -> None:
         """Set the running statistics from images; see :func:`set_normalization_statistics`."""
         set_normalization_statistics(self.extractor, images)
@@ -74,12 +87,7 @@ class Teacher(nn.Module):
         Raises:
             TeacherNotLoadedError: If no weights were loaded yet.
         """
-        if not self.loaded:
-            msg = (
-                f"The {self.backbone} teacher has no weights yet: train the model first, or give a trained checkpoint "
-                "(--ckpt_path on the command line, load_from_checkpoint in Python)."
-            )
-            raise TeacherNotLoadedError(msg)
+        self.check_loaded()
         features = self.extractor(images)
         if self.pool:
             # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size

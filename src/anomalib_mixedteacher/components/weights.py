@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
 
 # The method's results were made with these. timm's default tags differ (resnet18 is a1_in1k today) and cost accuracy.
-IMAGENET_TAGS = {"resnet18": "resnet18.tv_in1k", "efficientnet_b0": "efficientnet_b0.ra_in1k"}
+IMAGENET_TAGS = {
+    "resnet18": "resnet18.tv_in1k",
+    "efficientnet_b0": "efficientnet_b0.ra_in1k",
+    "vgg16": "vgg16.tv_in1k",
+}
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 RANDOM_SEED = 0
 
@@ -146,12 +150,22 @@ def _match(backbone: str, state: StateDict, net: nn.Module, origin: str) -> Stat
     if is_torchvision_naming(state):
         state = from_torchvision(state)
     needed = net.state_dict()
+    is_vgg = "features.0.weight" in needed
+    if is_vgg:
+        # torchvision's head, which timm names otherwise; the layers share their names
+        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     with torch.device("meta"):
         # Layers behind the last one in use, head included: present in published files, and left aside.
         unused = timm.create_model(backbone).state_dict().keys() - needed.keys()
     # A counter that no layer with a fixed momentum reads; older files do not have it.
     optional = {key for key in needed if key.endswith("num_batches_tracked")}
     for key in sorted(state.keys() - needed.keys() - unused):
+        if is_vgg and key.startswith("features."):  # a VGG names its layers by their position
+            msg = (
+                f"{origin} does not fit {backbone}: with {key!r} it is for another network, of another depth or with "
+                f"batch normalisation; give the weights of a {backbone}."
+            )
+            raise WeightsError(msg)
         msg = f"{origin} does not fit {backbone}: unknown key {key!r}; give the weights of a {backbone}."
         raise WeightsError(msg)
     matched = {}

@@ -3,6 +3,7 @@
 import anomalib.models  # noqa: F401  (see components/__init__.py: the start-up hook must run before our imports)
 
 from .mixed_teacher import MixedTeacher
+from .mkd import Mkd
 from .msfd import Msfd
 
-__all__ = ["MixedTeacher", "Msfd"]
+__all__ = ["MixedTeacher", "Mkd", "Msfd"]

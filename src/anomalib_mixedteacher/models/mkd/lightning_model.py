@@ -1,0 +1,111 @@
+"""MKD for anomalib's Engine and command line."""
+
+from typing import Any, Literal
+
+import torch
+from anomalib.metrics import Evaluator
+from anomalib.models import AnomalibModule
+from anomalib.visualization import Visualizer
+from torch import nn
+from torch.optim import Adam
+
+from anomalib_mixedteacher.components.distillation_module import DistillationModule
+from anomalib_mixedteacher.models.mkd.loss import MkdLoss
+from anomalib_mixedteacher.models.mkd.torch_model import Cloner, Localization, MkdModel
+
+
+class Mkd(DistillationModule, AnomalibModule):
+    """MKD: multiresolution knowledge distillation (Salehi et al., CVPR 2021, arXiv 2011.11108).
+
+    The heat map is the gradient of the image's score with respect to its pixels. Exported models hold that gradient
+    as part of the graph, so that it needs no automatic differentiation beside the camera.
+
+    Args:
+        teacher_weights: Where the expert's weights come from when training starts: ``"imagenet"``, ``"random"``, or a
+            path to a file or folder. There is no ``"texture"`` expert. A restored checkpoint holds its expert.
+        cloner: ``"small"`` (the paper's, narrow between the critical layers) or ``"equal"`` (the expert's widths).
+        direction_weight: The paper's lambda, the weight of the direction term beside the value term; ``"auto"`` lets
+            both start at the same scale on the untrained network, as the paper says. The authors' code weighs the
+            value term instead: its lambda is the inverse of this one.
+        direction_only: Leave the value term out.
+        localization: ``"gradient"``, ``"smooth_grad"`` (mean over noisy copies of the image, as many times as dear) or
+            ``"guided_backprop"``.
+        sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
+        opening: Side of the square of the map's morphological opening in pixels, odd; 0 for none.
+        smooth_samples: Noisy copies of SmoothGrad.
+        smooth_noise: Standard deviation of SmoothGrad's noise, as a part of the image's range.
+        learning_rate: Adam's learning rate, constant as in the paper.
+        max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000; the paper's for MVTec AD.
+        early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
+            ``None`` never stops early. Without good validation images there is no early stopping.
+        feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
+            in every epoch; where it does not suffice, they are kept in a file. 0 keeps none; so do random
+            augmentations.
+        pre_processor: anomalib pre-processor, or whether to use the default one (resize to 128 x 128, the paper's size
+            for MVTec AD, and ImageNet normalisation, which the expert was trained with and the authors left out there).
+        post_processor: anomalib post-processor, or whether to use the default one.
+        evaluator: anomalib evaluator, or whether to use the default one.
+        visualizer: anomalib visualizer, or whether to use the default one.
+
+    Raises:
+        ConfigurationError: If an argument is not one of its choices.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_mixedteacher import Mkd, OneClass
+        >>> model = Mkd(pre_processor=Mkd.configure_pre_processor((32, 32)))
+        >>> Engine(max_epochs=51).train(model=model, datamodule=OneClass(category="3"))  # doctest: +SKIP
+    """
+
+    image_size = (128, 128)
+
+    model: MkdModel
+    loss: MkdLoss
+
+    def __init__(
+        self,
+        teacher_weights: str = "imagenet",
+        cloner: Cloner = "small",
+        direction_weight: float | Literal["auto"] = "auto",
+        direction_only: bool = False,
+        localization: Localization = "gradient",
+        sigma: float = 4.0,
+        opening: int = 0,
+        smooth_samples: int = 50,
+        smooth_noise: float = 0.1,
+        learning_rate: float = 1e-3,
+        max_epochs: int = 601,
+        early_stopping_patience: int | None = 30,
+        feature_cache: int = 2048,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        model = MkdModel(
+            cloner, direction_weight, direction_only, localization, sigma, opening, smooth_samples, smooth_noise
+        )
+        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
+        self.build(model, model.loss, *recipe)
+
+    def on_train_start(self) -> None:
+        """Prepare as every model does, then set lambda on the untrained cloner where it is ``"auto"``."""
+        super().on_train_start()
+        if self.loss.needs_direction_weight:
+            with torch.no_grad():
+                self.loss.set_direction_weight(self.good_features())
+
+    def configure_optimizers(self) -> Any:
+        """Configure Adam with a constant learning rate."""
+        return Adam(self.model.students.parameters(), lr=self.learning_rate)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the networks' arguments from the checkpoint; the loss is theirs, since the score is the loss."""
+        super().on_load_checkpoint(checkpoint)
+        self.loss = self.model.loss

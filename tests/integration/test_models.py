@@ -1,0 +1,178 @@
+"""Every model of the package through anomalib's Engine, in the pattern of anomalib's own model tests."""
+
+import copy
+import socket
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.data.utils import read_image
+from anomalib.deploy import ExportType
+from anomalib.engine import Engine
+from anomalib.models import get_model, list_models
+
+from anomalib_mixedteacher import plugin
+from anomalib_mixedteacher.edge import EdgeDetector
+from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError, WeightsError
+
+SIZE = (64, 64)
+# short trainings of a model with a plain learning rate need more of it
+ARGUMENTS = {"Mkd": {"teacher_weights": "random", "sigma": 2.0}}
+
+
+def build(name: str, teacher_folder: Path, **arguments):
+    torch.manual_seed(0)
+    cls = plugin.public(name)
+    defaults = {"teacher_weights": str(teacher_folder), "pre_processor": cls.configure_pre_processor(SIZE)}
+    return cls(**{**defaults, **ARGUMENTS.get(name, {}), **arguments})
+
+
+@pytest.fixture(scope="module", params=plugin.MODELS)
+def trained(request, image_folder, teacher_folder, tmp_path_factory):
+    """Name, model, engine and data of a model trained for some epochs."""
+    datamodule = Folder(
+        "tiny", root=image_folder, normal_dir="good", normal_test_dir="good_test", abnormal_dir="bad", mask_dir="mask",
+        train_batch_size=4, num_workers=0, seed=0,
+    )  # fmt: skip
+    model = build(request.param, teacher_folder)
+    engine = Engine(
+        max_epochs=10, default_root_dir=tmp_path_factory.mktemp("run"), accelerator="cpu", enable_progress_bar=False
+    )
+    engine.train(model=model, datamodule=datamodule)
+    return request.param, model, engine, datamodule
+
+
+@pytest.fixture
+def photo(image_folder) -> torch.Tensor:
+    """One image as anomalib reads it, larger than the model's input: (1, 3, 96, 96)."""
+    return read_image(image_folder / "bad" / "0.png", as_tensor=True).unsqueeze(0)
+
+
+def relative(result, expected) -> float:
+    result, expected = np.asarray(result, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", plugin.MODELS)
+def test_is_known_to_anomalib(name):
+    snake = {"MixedTeacher": "mixed_teacher"}.get(name, name.lower())
+    assert snake in list_models()
+    assert type(get_model(snake)).__name__ == type(get_model({"class_path": name})).__name__ == name
+
+
+def test_finds_the_defects(trained):
+    _, model, engine, datamodule = trained
+    (metrics,) = engine.test(model=model, datamodule=datamodule, verbose=False)
+    assert metrics["image_AUROC"] > 0.9
+    assert metrics["pixel_AUROC"] > 0.7
+
+
+def test_restores_without_network_or_arguments(trained, image_folder, monkeypatch):
+    name, model, engine, datamodule = trained
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
+    fresh = plugin.public(name)()  # the command line builds it before it reads the checkpoint
+    (metrics,) = engine.validate(model=fresh, datamodule=datamodule, ckpt_path=engine.best_model_path, verbose=False)
+    assert metrics["val_loss"] > 0
+    assert fresh.model_arguments == model.model_arguments
+    expected = engine.predict(model=model, data_path=image_folder / "bad")
+    for batch, other in zip(
+        engine.predict(model=fresh, data_path=image_folder / "bad", ckpt_path=engine.best_model_path),
+        expected,
+        strict=True,
+    ):
+        torch.testing.assert_close(batch.pred_score, other.pred_score)
+        torch.testing.assert_close(batch.anomaly_map, other.anomaly_map)
+
+
+def test_exports_from_a_checkpoint(trained, photo, teacher_folder, image_folder, tmp_path):
+    """Torch, ONNX and OpenVINO give the checkpoint's maps and decisions."""
+    name, _, engine, _ = trained
+    model = plugin.public(name).load_from_checkpoint(engine.best_model_path, map_location="cpu").eval()
+    with torch.no_grad():
+        expected = model(photo)
+    root = tmp_path / "exports"
+    fresh = build(name, teacher_folder)
+    torch_path = engine.export(
+        model=fresh, export_type=ExportType.TORCH, export_root=root, ckpt_path=engine.best_model_path
+    )
+    loaded = torch.load(torch_path, weights_only=False)["model"].eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(photo).anomaly_map, expected.anomaly_map)
+
+    onnx = engine.export(model=fresh, export_type=ExportType.ONNX, export_root=root, ckpt_path=engine.best_model_path)
+    session = onnxruntime.InferenceSession(str(onnx))
+    names = [output.name for output in session.get_outputs()]
+    batch = torch.cat([photo, photo.flip(-1), photo.flip(-2)])
+    with torch.no_grad():
+        several = model(batch)
+    for images, wanted in ((photo, expected), (batch, several)):
+        found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+        assert np.abs(found["anomaly_map"] - wanted.anomaly_map.numpy()).max() < 1e-3
+        assert np.abs(found["pred_score"] - wanted.pred_score.numpy()).max() < 1e-3
+
+    xml = engine.export(
+        model=fresh, export_type=ExportType.OPENVINO, export_root=root, ckpt_path=engine.best_model_path
+    )
+    result = EdgeDetector(xml).predict(image_folder / "bad" / "0.png")
+    assert result.score == pytest.approx(expected.pred_score.item(), abs=1e-3)
+    assert np.abs(result.anomaly_map - expected.anomaly_map[0, 0].numpy()).max() < 1e-3
+
+
+def test_raw_maps_are_exported_exactly(trained, photo, tmp_path):
+    """Without the post-processor, whose normalisation clamps differences away."""
+    model = copy.deepcopy(trained[1]).eval()
+    model.post_processor = None
+    compiled = openvino.Core().compile_model(
+        str(model.to_openvino(tmp_path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    batch = torch.cat(
+        [photo, photo.flip(-1), torch.nn.functional.interpolate(photo, (80, 80)).repeat(1, 1, 2, 2)[:, :, :96, :96]]
+    )
+    with torch.no_grad():
+        expected = model(batch)
+    found = {next(iter(key.get_names())): value for key, value in compiled(batch.numpy()).items()}
+    assert relative(found["anomaly_map"], expected.anomaly_map) < 1e-4
+    assert relative(found["pred_score"], expected.pred_score) < 1e-4
+
+
+def test_a_batch_gives_what_its_images_give(trained, photo):
+    model = copy.deepcopy(trained[1]).eval()
+    model.post_processor = None
+    batch = torch.cat([photo, photo.flip(-1), 0.5 * photo])
+    with torch.no_grad():
+        together, alone = model(batch), [model(image[None]) for image in batch]
+    assert relative(together.anomaly_map, torch.cat([one.anomaly_map for one in alone])) < 1e-4
+    assert relative(together.pred_score, torch.cat([one.pred_score for one in alone])) < 1e-5
+
+
+def test_a_flat_image_is_judged_without_nan(trained):
+    with torch.no_grad():
+        prediction = copy.deepcopy(trained[1]).eval()(torch.full((2, 3, 96, 96), 0.3))
+    assert prediction.anomaly_map.isfinite().all()
+    assert prediction.pred_score.isfinite().all()
+
+
+def test_another_models_checkpoint_is_refused(trained):
+    name, _, engine, _ = trained
+    other = next(other for other in plugin.MODELS if other != name)
+    with pytest.raises(ConfigurationError, match=f"not a {other}'s: give one that {other} trained"):
+        plugin.public(other).load_from_checkpoint(engine.best_model_path)
+
+
+@pytest.mark.parametrize("name", plugin.MODELS)
+def test_untrained_models_refuse_to_judge(name, teacher_folder):
+    with pytest.raises(TeacherNotLoadedError, match="has no weights yet: train the model first"):
+        build(name, teacher_folder).eval()(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", plugin.MODELS)
+def test_unreachable_weights_stop_before_training(name, teacher_folder, datamodule, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="connect once .*path.*teacher_weights='texture'"):
+        engine.fit(model=build(name, teacher_folder, teacher_weights="imagenet"), datamodule=datamodule)
+    assert engine.trainer.global_step == 0
