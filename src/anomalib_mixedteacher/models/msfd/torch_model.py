@@ -40,9 +40,9 @@ class MsfdModel(DistillationModel):
         backbone: str = "resnet18",
         layers: Sequence[int] = (1, 2, 3),
         cosine_weight: float = 0.5,
-        combination: Combination = "sum",
+        combination: Combination = "product",
         upsampling: Upsampling = "gaussian",
-        sigma_ratio: float = 1 / 3,
+        sigma_ratio: float = 1 / 12,
     ) -> None:
         if backbone not in BACKBONES:
             msg = f"Unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}."
