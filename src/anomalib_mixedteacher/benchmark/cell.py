@@ -104,12 +104,12 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
     model = model.to("cpu")
     measured = {"train_seconds": round(seconds), "stored_numbers": count_stored(model), "version": __version__}
     rows = []
-    default: Any = getattr(model.model, "anomaly_map_generator", None)
+    networks: Any = model.model
     for chosen in maps_of(name, settings):
-        if chosen:
-            model.model.anomaly_map_generator = copy.deepcopy(default)
+        model.model = copy.deepcopy(networks) if chosen else networks
         for key, value in chosen.items():
-            setattr(model.model.anomaly_map_generator, key, value)
+            parts = (model.model.anomaly_map_generator, model.model)
+            setattr(next(part for part in parts if hasattr(part, key)), key, value)
         predictions = predict(model, datamodule)
         metrics = summarize(predictions, settings.pool)
         if predictions.masks.any():
@@ -146,7 +146,7 @@ def maps_of(name: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """List the arguments of the anomaly map that a model is evaluated with."""
     if name == "MixedTeacher":
         return [{"fusion": fusion} for fusion in settings.fusions]
-    return [parse_arguments(pairs) for pairs in settings.maps] if name == "Msfd" and settings.maps else [{}]
+    return [parse_arguments(pairs) for pairs in settings.maps] if name in MODELS and settings.maps else [{}]
 
 
 def _layers(name: str, layers: Sequence[str] | None) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=100, help="for the models that are trained in epochs")
     parser.add_argument("--fusions", nargs="+", default=["normalized_product"], help="of MixedTeacher")
-    parser.add_argument("--maps", nargs="+", default=[], metavar="key=value,...", help="of Msfd's anomaly map")
+    parser.add_argument("--maps", nargs="+", default=[], metavar="key=value,...", help="of Msfd's or Mkd's anomaly map")
     parser.add_argument("--pool", nargs="+", default=[], help="kinds of defect to take together in one more column")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--costs", type=Path, help="folder for exports: also count and time one model of each kind")

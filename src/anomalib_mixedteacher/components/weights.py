@@ -30,6 +30,7 @@ IMAGENET_TAGS = {
     "resnet18": "resnet18.tv_in1k",
     "efficientnet_b0": "efficientnet_b0.ra_in1k",
     "vgg16": "vgg16.tv_in1k",
+    "wide_resnet50_2": "wide_resnet50_2.tv_in1k",
 }
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 RANDOM_SEED = 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torchvision.models import efficientnet_b0, resnet18
+from torchvision.models.vgg import cfgs, make_layers
 
 from anomalib_mixedteacher.components import FeatureExtractor, Teacher
 from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError
@@ -52,6 +53,48 @@ def test_efficientnet_features_equal_torchvision_layer_by_layer(tmp_path, images
     assert [f.shape for f in result] == [(4, 112, 4, 4), (4, 320, 2, 2)]
     for feature, expected in zip(result, (stride16, stride32), strict=True):
         torch.testing.assert_close(feature, expected, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_vgg_features_equal_torchvision_behind_each_pooling(tmp_path, images):
+    reference = make_layers(cfgs["D"])
+    torch.save({f"features.{key}": value for key, value in reference.state_dict().items()}, tmp_path / "vgg16.pth")
+    teacher = Teacher("vgg16", (1, 2, 3, 4))
+    teacher.load(str(tmp_path))
+
+    images = F.interpolate(images.double(), (50, 75))  # odd sides are rounded down
+    reference.double()
+    expected, x = [], images
+    for start, end in ((0, 10), (10, 17), (17, 24), (24, 31)):
+        x = reference[start:end](x)
+        expected.append(x.clone())  # torchvision's ReLUs work in place
+    result = teacher.double()(images)
+    assert [f.shape for f in result] == [(4, 128, 12, 18), (4, 256, 6, 9), (4, 512, 3, 4), (4, 512, 1, 2)]
+    for feature, map_ in zip(result, expected, strict=True):
+        torch.testing.assert_close(feature, map_, rtol=1e-10, atol=1e-14)
+
+
+def test_vgg_tells_its_maps_and_keeps_what_goes_into_its_activations():
+    extractor = FeatureExtractor("vgg16", (1, 3))
+    assert extractor.channels == [128, 512]
+    assert extractor.reduction == [4, 16]
+    assert extractor.out_indices == (1, 3)
+    layers = list(extractor.net.features)
+    assert len(layers) == 24  # up to pool4
+    assert not any(layer.inplace for layer in layers if isinstance(layer, torch.nn.ReLU))
+    assert list(extractor.net.state_dict())[:3] == ["features.0.weight", "features.0.bias", "features.2.weight"]
+    assert not any(p.is_meta for p in extractor.parameters())
+    with pytest.raises(ConfigurationError, match=r"vgg16 has no stages \[5\]"):
+        FeatureExtractor("vgg16", (5,))
+
+
+@torch.no_grad()
+def test_random_vgg_keeps_the_scale(images):
+    teacher = Teacher("vgg16", (1, 2, 3, 4))
+    teacher.load("random")
+    for feature in teacher(images):
+        assert 0.02 < feature.square().mean().sqrt() < 2
+        assert 0.2 < (feature > 0).float().mean() < 0.9
 
 
 def test_nothing_behind_the_last_layer_is_kept():

@@ -3,9 +3,10 @@
 import socket
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
-from torchvision.models import efficientnet_b0, resnet18, resnet34
+from torchvision.models import efficientnet_b0, resnet18, resnet34, vgg16
 
 from anomalib_mixedteacher.components import FeatureExtractor
 from anomalib_mixedteacher.components.torchvision_naming import from_torchvision
@@ -129,3 +130,58 @@ def test_unreachable_hub_names_the_remedies(tmp_path, net, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(WeightsError, match=r"resnet18\.tv_in1k .*cache.*path.*teacher_weights='texture'"):
         load("imagenet", net)
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    return FeatureExtractor("vgg16", (1, 2, 3, 4)).net
+
+
+def vgg_file(path, create):
+    """Write a file with the keys and shapes of a whole VGG, head included, that stores one number a key."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in create().state_dict().items()}
+    state = {key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(shapes.items())}
+    torch.save(state, path)
+    return state
+
+
+@pytest.mark.parametrize("create", [lambda: timm.create_model("vgg16"), vgg16])
+def test_whole_vgg_file_of_timm_and_of_torchvision(tmp_path, vgg, create):
+    state = vgg_file(tmp_path / "vgg16.pth", create)
+    loaded = load_teacher_weights("vgg16", str(tmp_path), vgg)
+    assert loaded.keys() == vgg.state_dict().keys()
+    assert len(loaded) < len(state)  # the head was left aside
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+@pytest.mark.parametrize("other", ["vgg11", "vgg13", "vgg19", "vgg16_bn"])
+def test_weights_of_another_vgg(tmp_path, vgg, other):
+    vgg_file(tmp_path / "w.pth", lambda: timm.create_model(other))
+    with pytest.raises(WeightsError) as error:
+        load_teacher_weights("vgg16", str(tmp_path / "w.pth"), vgg)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'w.pth'} does not fit vgg16: with 'features.")
+    assert message.endswith(
+        "' it is for another network, of another depth or with batch normalisation; give the weights of a vgg16."
+    )
+
+
+def test_resnet_weights_for_a_vgg_and_the_reverse(tmp_path, vgg, net, state):
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="does not fit vgg16: unknown key .*give the weights of a vgg16"):
+        load_teacher_weights("vgg16", str(tmp_path / "w.pth"), vgg)
+    vgg_file(tmp_path / "w.pth", vgg16)
+    with pytest.raises(WeightsError, match="does not fit resnet18: unknown key .*give the weights of a resnet18"):
+        load(tmp_path / "w.pth", net)
+
+
+def test_vgg_has_no_texture_teacher(vgg):
+    with pytest.raises(WeightsError, match="There is no texture teacher for vgg16, only for"):
+        load_teacher_weights("vgg16", "texture", vgg)
+
+
+def test_random_vgg_is_seeded(vgg):
+    first, second = (load_teacher_weights("vgg16", "random", vgg) for _ in range(2))
+    assert first.keys() == vgg.state_dict().keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
