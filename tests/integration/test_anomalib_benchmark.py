@@ -25,7 +25,7 @@ def test_benchmark_beside_patchcore_and_stfpm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = partial(Engine, max_epochs=1, enable_progress_bar=False)  # anomalib's job would train Stfpm for 1000 epochs
     monkeypatch.setattr("anomalib.pipelines.benchmark.job.Engine", short)
-    models = ["Patchcore", "Stfpm", "MixedTeacher"]
+    models = ["Patchcore", "Stfpm", "MixedTeacher", "Msfd", "Mkd"]
     config = {
         "accelerator": "cpu",
         "benchmark": {

@@ -14,12 +14,18 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import ExportType
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
+from PIL import Image
 
 from anomalib_mixedteacher import plugin
+from anomalib_mixedteacher.calibration.recalibrate import calibrate_checkpoint
 from anomalib_mixedteacher.edge import EdgeDetector
 from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError, WeightsError
+from anomalib_mixedteacher.models.restore import load_model
 
 SIZE = (64, 64)
+# A gradient jumps where rounding turns a ReLU or a pooling's maximum: in float32 torch itself differs from float64 by
+# 2e-3 of the map's maximum. Scores and the other models' maps are continuous.
+MAP_TOLERANCE = {"Mkd": 2e-2}
 # short trainings of a model with a plain learning rate need more of it
 ARGUMENTS = {"Mkd": {"teacher_weights": "random", "sigma": 2.0}}
 
@@ -46,10 +52,25 @@ def trained(request, image_folder, teacher_folder, tmp_path_factory):
     return request.param, model, engine, datamodule
 
 
+@pytest.fixture(scope="module")
+def photo_file(tmp_path_factory) -> Path:
+    """A defective image, larger than the models' input, without flat areas.
+
+    There rounding decides which pixel of a pooling window is the largest, and with it where Mkd's gradient goes.
+    """
+    rng = np.random.default_rng(7)
+    stripes = 120 + 30 * np.sin(np.linspace(0, 12 * np.pi, 96))[:, None]
+    image = np.repeat((stripes + rng.normal(0, 10, (96, 96)))[..., None], 3, axis=-1)
+    image[24:48, 24:48] += 60
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
 @pytest.fixture
-def photo(image_folder) -> torch.Tensor:
-    """One image as anomalib reads it, larger than the model's input: (1, 3, 96, 96)."""
-    return read_image(image_folder / "bad" / "0.png", as_tensor=True).unsqueeze(0)
+def photo(photo_file) -> torch.Tensor:
+    """The image as anomalib reads it: (1, 3, 96, 96)."""
+    return read_image(photo_file, as_tensor=True).unsqueeze(0)
 
 
 def relative(result, expected) -> float:
@@ -88,9 +109,10 @@ def test_restores_without_network_or_arguments(trained, image_folder, monkeypatc
         torch.testing.assert_close(batch.anomaly_map, other.anomaly_map)
 
 
-def test_exports_from_a_checkpoint(trained, photo, teacher_folder, image_folder, tmp_path):
+def test_exports_from_a_checkpoint(trained, photo, photo_file, teacher_folder, tmp_path):
     """Torch, ONNX and OpenVINO give the checkpoint's maps and decisions."""
     name, _, engine, _ = trained
+    tolerance = MAP_TOLERANCE.get(name, 1e-3)
     model = plugin.public(name).load_from_checkpoint(engine.best_model_path, map_location="cpu").eval()
     with torch.no_grad():
         expected = model(photo)
@@ -111,15 +133,15 @@ def test_exports_from_a_checkpoint(trained, photo, teacher_folder, image_folder,
         several = model(batch)
     for images, wanted in ((photo, expected), (batch, several)):
         found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
-        assert np.abs(found["anomaly_map"] - wanted.anomaly_map.numpy()).max() < 1e-3
+        assert np.abs(found["anomaly_map"] - wanted.anomaly_map.numpy()).max() < tolerance
         assert np.abs(found["pred_score"] - wanted.pred_score.numpy()).max() < 1e-3
 
     xml = engine.export(
         model=fresh, export_type=ExportType.OPENVINO, export_root=root, ckpt_path=engine.best_model_path
     )
-    result = EdgeDetector(xml).predict(image_folder / "bad" / "0.png")
+    result = EdgeDetector(xml).predict(photo_file)
     assert result.score == pytest.approx(expected.pred_score.item(), abs=1e-3)
-    assert np.abs(result.anomaly_map - expected.anomaly_map[0, 0].numpy()).max() < 1e-3
+    assert np.abs(result.anomaly_map - expected.anomaly_map[0, 0].numpy()).max() < tolerance
 
 
 def test_raw_maps_are_exported_exactly(trained, photo, tmp_path):
@@ -129,13 +151,11 @@ def test_raw_maps_are_exported_exactly(trained, photo, tmp_path):
     compiled = openvino.Core().compile_model(
         str(model.to_openvino(tmp_path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    batch = torch.cat(
-        [photo, photo.flip(-1), torch.nn.functional.interpolate(photo, (80, 80)).repeat(1, 1, 2, 2)[:, :, :96, :96]]
-    )
+    batch = torch.cat([photo, photo.flip(-1), 0.5 * photo + 0.2])
     with torch.no_grad():
         expected = model(batch)
     found = {next(iter(key.get_names())): value for key, value in compiled(batch.numpy()).items()}
-    assert relative(found["anomaly_map"], expected.anomaly_map) < 1e-4
+    assert relative(found["anomaly_map"], expected.anomaly_map) < MAP_TOLERANCE.get(trained[0], 1e-4)
     assert relative(found["pred_score"], expected.pred_score) < 1e-4
 
 
@@ -145,7 +165,9 @@ def test_a_batch_gives_what_its_images_give(trained, photo):
     batch = torch.cat([photo, photo.flip(-1), 0.5 * photo])
     with torch.no_grad():
         together, alone = model(batch), [model(image[None]) for image in batch]
-    assert relative(together.anomaly_map, torch.cat([one.anomaly_map for one in alone])) < 1e-4
+    assert relative(together.anomaly_map, torch.cat([one.anomaly_map for one in alone])) < MAP_TOLERANCE.get(
+        trained[0], 1e-4
+    )
     assert relative(together.pred_score, torch.cat([one.pred_score for one in alone])) < 1e-5
 
 
@@ -176,3 +198,28 @@ def test_unreachable_weights_stop_before_training(name, teacher_folder, datamodu
     with pytest.raises(WeightsError, match="connect once .*path.*teacher_weights='texture'"):
         engine.fit(model=build(name, teacher_folder, teacher_weights="imagenet"), datamodule=datamodule)
     assert engine.trainer.global_step == 0
+
+
+def test_smooth_grad_is_exported_with_its_noise(teacher_folder, photo, tmp_path):
+    torch.manual_seed(0)
+    model = build("Mkd", teacher_folder, localization="smooth_grad", smooth_samples=3, direction_weight=1.0).eval()
+    model.model.load_teachers("random")
+    model.post_processor = None
+    onnx = model.to_onnx(tmp_path)
+    session = onnxruntime.InferenceSession(str(onnx))
+    (found,) = session.run(["anomaly_map"], {"input": photo.numpy()})
+    with torch.no_grad():
+        assert relative(found, model(photo).anomaly_map) < MAP_TOLERANCE["Mkd"]
+    model.pre_processor = None
+    with pytest.raises(ConfigurationError, match="smooth_grad needs a graph of fixed size: give input_size"):
+        model.to_onnx(tmp_path)
+
+
+def test_thresholds_are_set_from_good_images(trained, image_folder, tmp_path):
+    path = tmp_path / "calibrated.ckpt"
+    calibrate_checkpoint(Path(trained[2].best_model_path), image_folder / "good", path, alarm_rate=0.25)
+    model = load_model(path).eval()
+    assert type(model).__name__ == trained[0]
+    images = [read_image(file, as_tensor=True) for file in sorted((image_folder / "bad").iterdir())]
+    with torch.no_grad():
+        assert model(torch.stack(images)).pred_label.float().mean() >= 0.5

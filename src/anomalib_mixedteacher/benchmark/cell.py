@@ -22,6 +22,7 @@ from anomalib_mixedteacher.benchmark.arguments import parse_arguments
 from anomalib_mixedteacher.benchmark.costs import count_stored, export_one, exported_path
 from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher
 from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summarize
+from anomalib_mixedteacher.components.distillation_module import TEACHER_STATISTICS_IMAGES
 from anomalib_mixedteacher.components.training_data import sample_batches
 from anomalib_mixedteacher.data.textures import FAMILIES
 from anomalib_mixedteacher.errors import ConfigurationError
@@ -29,7 +30,6 @@ from anomalib_mixedteacher.plugin import MODELS, public
 
 Row = dict[str, Any]
 
-STATISTICS_IMAGES = 64
 # anomalib's example configurations: batch 32 for Stfpm and Patchcore; 1 % coreset, since 10 % takes hours on a CPU
 BATCH = dict.fromkeys(MODELS, 8)
 ARGUMENTS: dict[str, dict[str, Any]] = {"Patchcore": {"coreset_sampling_ratio": 0.01}}
@@ -45,7 +45,7 @@ class _PeerTeacher(Callback):
         assert isinstance(pl_module, AnomalibModule)
         transform = cast("PreProcessor", pl_module.pre_processor).transform
         assert transform is not None
-        batches = sample_batches(cast("DataLoader", trainer.train_dataloader), STATISTICS_IMAGES)
+        batches = sample_batches(cast("DataLoader", trainer.train_dataloader), TEACHER_STATISTICS_IMAGES)
         images = torch.cat([transform(batch.image.to(pl_module.device)) for batch in batches])
         load_peer_teacher(pl_module, self.source, images)
 

@@ -1,11 +1,10 @@
-"""``python -m anomalib_mixedteacher.benchmark.training_cost``: what an epoch of training costs, against the official one.
+"""``python -m anomalib_mixedteacher.benchmark.training_cost``: what an epoch costs, against the official recipe's.
 
 The official recipe trains the students one after the other, so its epoch is two passes over the images. Each pass needs
 the student's own teacher only and runs no other, which is the reading most favourable to the official recipe; so is the
 students' batch normalisation in evaluation mode from the second epoch on, as the official code has it. Everything else
-is anomalib's Engine as a user runs it, without validation.
-
-All variants run in turn within one process, in another order in each round. Epochs count from the second on.
+is anomalib's Engine as a user runs it, without validation. All variants run in turn within one process, another one
+first in each round. Epochs count from the second on; a run's start (checking images, loading teachers) does not count.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,9 +22,9 @@ from unittest import mock
 import lightning
 import numpy as np
 import torch
-from anomalib.data import Batch
+from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.profiler import ProfilerActivity, profile
@@ -34,20 +32,22 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize, Transform
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.benchmark.cell import STATISTICS_IMAGES, build
+from anomalib_mixedteacher.benchmark.cell import build
 from anomalib_mixedteacher.benchmark.fresh_process import peak_memory
 from anomalib_mixedteacher.benchmark.speed import available_cores, processor_name
 from anomalib_mixedteacher.benchmark.speed_models import prepare_data
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
+from anomalib_mixedteacher.components.distillation_module import TEACHER_STATISTICS_IMAGES
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.training_data import sample_batches
-from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
+from anomalib_mixedteacher.errors import MixedTeacherError
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel
 
-OFFICIAL, OURS = "official", "MixedTeacher"
+OFFICIAL, OURS, CHANNELS_LAST = "official", "MixedTeacher", "MixedTeacher:channels_last"
+UNCACHED, BFLOAT16, PEER = "MixedTeacher:feature_cache=0", "MixedTeacher:bf16-mixed", "Stfpm"
+NAMES = [OFFICIAL, OURS, UNCACHED, CHANNELS_LAST, BFLOAT16, PEER]
 LEARNING_RATE = 4e-4
-PROFILED_EPOCH = 1  # the first one that finds the cache filled
 OPERATORS = 12
 
 
@@ -58,80 +58,56 @@ class Epoch(NamedTuple):
     tail: float
 
 
-class EpochTimer(Callback):
+class EpochTimer(LambdaCallback):
     """Times each epoch up to the start of the next one.
 
     A callback hears of an epoch's end before the module does, whose statistics of good images come then, and before the
-    checkpoint is written. Whoever trains waits for both, so both count; the tail tells them from the loop.
+    checkpoint is written. Whoever trains waits for both, so both count, as the epoch's tail.
     """
 
     def __init__(self) -> None:
-        self._starts: list[float] = []
-        self._loop_ends: list[float] = []
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._starts.append(_now())
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self._loop_ends.append(_now())
-
-    def on_train_end(self, *_: Any) -> None:
-        self._starts.append(_now())
+        self.starts: list[float] = []
+        self.loop_ends: list[float] = []
+        super().__init__(
+            on_train_epoch_start=lambda *_: self.starts.append(_now()),
+            on_train_epoch_end=lambda *_: self.loop_ends.append(_now()),
+            on_train_end=lambda *_: self.starts.append(_now()),
+        )
 
     @property
     def epochs(self) -> list[Epoch]:
         """The epochs of a finished training."""
-        times = zip(self._starts[:-1], self._loop_ends, self._starts[1:], strict=True)
+        times = zip(self.starts[:-1], self.loop_ends, self.starts[1:], strict=True)
         return [Epoch(end - start, end - loop_end) for start, loop_end, end in times]
 
 
-class ChannelsLast(Callback):
-    """Keeps a model's weights and its training images in channels-last order."""
-
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        del trainer
-        pl_module.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,operator,union-attr]
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        # before the pre-processor, whose transform keeps the order
-        batch.image = batch.image.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
-
-
-class LoopProfiler(Callback):
-    """Records the operators of one epoch, from its start to behind its last batch."""
+class LoopProfiler(LambdaCallback):
+    """Records the operators of the second epoch, the first that finds the cache filled, without its tail."""
 
     def __init__(self) -> None:
-        self.profiler = profile(activities=[ProfilerActivity.CPU])
+        self.profile = profile(activities=[ProfilerActivity.CPU])
         self.seconds = 0.0
+        super().__init__(on_train_epoch_start=self._start, on_train_epoch_end=self._stop)
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.current_epoch == PROFILED_EPOCH:
-            self.profiler.start()
+    def _start(self, trainer: lightning.Trainer, _: Any) -> None:
+        if trainer.current_epoch == 1:
+            self.profile.start()
             self.seconds = -_now()
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.current_epoch == PROFILED_EPOCH:
+    def _stop(self, trainer: lightning.Trainer, _: Any) -> None:
+        if trainer.current_epoch == 1:
             self.seconds += _now()
-            self.profiler.stop()
+            self.profile.stop()
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A training through the Engine: the model, its arguments, the trainer's, and classes of callbacks."""
-
-    model: str = OURS
-    arguments: dict[str, Any] = field(default_factory=dict)
-    trainer: dict[str, Any] = field(default_factory=dict)
-    callbacks: tuple[type[Callback], ...] = ()
-
-
-VARIANTS = {
-    OURS: Variant(),
-    f"{OURS}:feature_cache=0": Variant(arguments={"feature_cache": 0}),
-    f"{OURS}:channels_last": Variant(callbacks=(ChannelsLast,)),
-    f"{OURS}:bf16-mixed": Variant(trainer={"precision": "bf16-mixed"}),
-    "Stfpm": Variant("Stfpm"),
-}
+def channels_last() -> Callback:
+    """Make what keeps a model's weights and its training images in channels-last order."""
+    order = {"memory_format": torch.channels_last}
+    return LambdaCallback(
+        on_fit_start=lambda _, module: module.model.to(**order),
+        # comes before the pre-processor, whose transform keeps the order
+        on_train_batch_start=lambda _, __, batch, ___: batch.update(image=batch.image.contiguous(**order)),
+    )
 
 
 def train_officially(model: MixedTeacherModel, loader: DataLoader, transform: Transform, epochs: int) -> list[Epoch]:
@@ -166,62 +142,55 @@ def train_officially(model: MixedTeacherModel, loader: DataLoader, transform: Tr
     return [Epoch(float(value), 0.0) for value in seconds]
 
 
-def train(name: str, settings: argparse.Namespace, callbacks: Sequence[Callback] = ()) -> list[Epoch]:
+def train(name: str, settings: argparse.Namespace, *callbacks: Callback) -> list[Epoch]:
     """Train a variant from the same seed on the same images as every other.
 
     Args:
-        name: ``"official"`` or a name in :data:`VARIANTS`.
+        name: One of :data:`NAMES`.
         settings: The parsed command line.
-        callbacks: More callbacks; the official loop has none.
+        callbacks: More callbacks for the Engine.
 
     Returns:
-        Time by epoch; the run's start (checking the images, loading the teachers) is in none.
+        Time by epoch.
     """
-    gc.collect()  # the variant before is not to be in this one's memory
+    gc.collect()  # what the variant before left is not to be collected in this one's time
     lightning.seed_everything(0, verbose=False)
     datamodule = prepare_data(settings)
     datamodule.train_batch_size = settings.batch
     if name == OFFICIAL:
-        size = (settings.image_size, settings.image_size)
-        datamodule.train_data.augmentations = Resize(size, antialias=True)  # as the Engine does: resized one by one
-        loader, transform = datamodule.train_dataloader(), default_transform(size)
-        model = MixedTeacherModel()
-        model.load_teachers(settings.teacher_weights)
-        if settings.teacher_weights == "random":
-            images = torch.cat([transform(batch.image) for batch in sample_batches(loader, STATISTICS_IMAGES)])
-            for teacher in model.teachers.values():
-                teacher.set_normalization_statistics(images)
-        return train_officially(model.to(settings.device), loader, transform, settings.epochs)
-    variant, timer = VARIANTS[name], EpochTimer()
-    module, needed = build(variant.model, settings.teacher_weights, settings.image_size, **variant.arguments)
-    callbacks = [timer, *needed, *(make() for make in variant.callbacks), *callbacks]
+        return _train_officially(datamodule, settings)
+    arguments = {"feature_cache": 0} if name == UNCACHED else {}
+    model, needed = build(name.partition(":")[0], settings.teacher_weights, settings.image_size, **arguments)
+    more = [channels_last()] if name == CHANNELS_LAST else []
+    timer = EpochTimer()
     # a cache folder of its own: a file of features that an earlier run left would spare the first epoch its teachers
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {CACHE_VARIABLE: folder}):
         engine = Engine(
-            callbacks,
+            [timer, *needed, *more, *callbacks],
             default_root_dir=folder,
             accelerator=settings.device,
             devices=1,
             max_epochs=settings.epochs,
+            precision="bf16-mixed" if name == BFLOAT16 else "32-true",
             limit_val_batches=0,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **variant.trainer,
         )
-        engine.fit(model=module, datamodule=datamodule)
+        engine.fit(model=model, datamodule=datamodule)
     return timer.epochs
 
 
-def measure(settings: argparse.Namespace) -> dict[str, list[list[Epoch]]]:
-    """Train each variant once a round, another one first in each; returns epochs by round, by variant."""
-    names: list[str] = settings.variants
-    measured: dict[str, list[list[Epoch]]] = {name: [] for name in names}
-    for turn in range(settings.rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            print(f"Round {turn + 1} of {settings.rounds}: {name} ...", file=sys.stderr, flush=True)
-            measured[name].append(train(name, settings))
-    return measured
+def _train_officially(datamodule: AnomalibDataModule, settings: argparse.Namespace) -> list[Epoch]:
+    size = (settings.image_size, settings.image_size)
+    datamodule.train_data.augmentations = Resize(size, antialias=True)  # where the Engine puts the transform's resize
+    loader, transform = datamodule.train_dataloader(), default_transform(size)
+    model = MixedTeacherModel()
+    model.load_teachers(settings.teacher_weights)
+    if settings.teacher_weights == "random":
+        images = torch.cat([transform(batch.image) for batch in sample_batches(loader, TEACHER_STATISTICS_IMAGES)])
+        for teacher in model.teachers.values():
+            teacher.set_normalization_statistics(images)
+    return train_officially(model.to(settings.device), loader, transform, settings.epochs)
 
 
 def table(measured: Mapping[str, Sequence[Sequence[Epoch]]]) -> str:
@@ -241,13 +210,14 @@ def table(measured: Mapping[str, Sequence[Sequence[Epoch]]]) -> str:
         if name == OURS:
             rows[f"{OURS}, first epoch"] = [epochs[:1] for epochs in rounds]
         for label, chosen in rows.items():
-            tail = np.median([epoch.tail / epoch.seconds for epochs in chosen for epoch in epochs])
-            cells = [label, "-", "-", f"{tail:.0%}"]
+            ratio = spread = "-"
             if OFFICIAL in measured:
-                official = [_median(epochs[1:]) for epochs in measured[OFFICIAL]]
-                ratios = np.array([_median(epochs) for epochs in chosen]) / official
-                cells[1:3] = f"{np.median(ratios):.2f}", f"{ratios.min():.2f} to {ratios.max():.2f}"
-            lines.append(f"| {' | '.join(cells)} |")
+                ratios = np.array(
+                    [_median(o) / _median(r[1:]) for o, r in zip(chosen, measured[OFFICIAL], strict=True)]
+                )
+                ratio, spread = f"{np.median(ratios):.2f}", f"{ratios.min():.2f} to {ratios.max():.2f}"
+            tail = np.median([epoch.tail / epoch.seconds for epochs in chosen for epoch in epochs])
+            lines.append(f"| {label} | {ratio} | {spread} | {tail:.0%} |")
     return "\n".join(lines)
 
 
@@ -262,35 +232,27 @@ def operator_table(averages: Sequence[Any], seconds: float) -> str:
         Markdown table of shares of the loop; what no listed operator takes is the last line.
     """
     most = sorted(averages, key=lambda average: -average.self_cpu_time_total)[:OPERATORS]
+    shares = [average.self_cpu_time_total / 1e6 / seconds for average in most]
     lines = ["| operator | share of the loop | calls |", "| --- " * 3 + "|"]
-    rest = 1.0
-    for average in most:
-        share = average.self_cpu_time_total / 1e6 / seconds
-        rest -= share
-        lines.append(f"| {average.key} | {share:.1%} | {average.count} |")
-    return "\n".join([*lines, f"| everything else | {rest:.1%} | |"])
+    lines += [f"| {a.key} | {share:.1%} | {a.count} |" for a, share in zip(most, shares, strict=True)]
+    return "\n".join([*lines, f"| everything else | {1 - sum(shares):.1%} | |"])
 
 
-def _report(settings: argparse.Namespace, measured: Mapping[str, Sequence[Sequence[Epoch]]], command: str) -> str:
-    threads = f"{torch.get_num_threads()} threads"
-    where = threads if settings.device == "cpu" else torch.cuda.get_device_name()
-    amounts = f"{settings.images} images of {settings.image_size} x {settings.image_size}, batch {settings.batch}"
-    date = datetime.now().astimezone().isoformat(timespec="seconds")
+def _head(settings: argparse.Namespace, measured: Mapping[str, Sequence[Sequence[Epoch]]], command: str) -> str:
+    device = "" if settings.device == "cpu" else f", {torch.cuda.get_device_name()}"
+    date, memory = datetime.now().astimezone().isoformat(timespec="seconds"), peak_memory()
     lines = [
-        f"    {command}",
-        "",
+        f"    {command}\n",
         f"- {date}, anomalib-mixedteacher {__version__}, torch {torch.__version__}",
-        f"- {processor_name()}, {available_cores()} cores, {where}",
-        f"- {settings.data}, {amounts}, {settings.teacher_weights} teachers, {settings.epochs} epochs, "
-        f"{settings.rounds} rounds",
+        f"- {processor_name()}, {available_cores()} cores, {torch.get_num_threads()} threads{device}",
+        f"- {settings.images} images, {settings.image_size} pixels, batch {settings.batch}, {settings.epochs} epochs",
     ]
     if OFFICIAL in measured:
-        rate = settings.images / float(np.median([_median(epochs[1:]) for epochs in measured[OFFICIAL]]))
-        lines.append(f"- the official recipe trains both students on {rate:.1f} images/s")
-    memory = peak_memory()
-    if memory is not None:
-        lines.append(f"- peak resident memory of the process, all its variants together: {memory:.0f} MB")
-    return "\n".join([*lines, "", table(measured)])
+        seconds = float(np.median([_median(epochs[1:]) for epochs in measured[OFFICIAL]]))
+        lines += [f"- the official recipe trains both students on {settings.images / seconds:.1f} images/s"]
+    if memory:
+        lines += [f"- peak resident memory of the process, all its variants together: {memory:.0f} MB"]
+    return "\n".join(lines)
 
 
 def _median(epochs: Sequence[Epoch]) -> float:
@@ -306,7 +268,6 @@ def _now() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    names = [OFFICIAL, *VARIANTS]
     parser = argparse.ArgumentParser(prog="training_cost", description=__doc__)
     parser.add_argument("--data", choices=["MagneticTile", "SyntheticTextures"], default="SyntheticTextures")
     parser.add_argument("--root", help="folder of the magnetic tiles")
@@ -316,21 +277,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="of each variant in a round, 2 or more")
     parser.add_argument("--teacher-weights", default="random", metavar="SOURCE")
-    parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="VARIANT", help=", ".join(names))
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES, metavar="VARIANT", help=", ".join(NAMES))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--profile", action="store_true", help=f"also profile {OURS}'s loop, by a training of its own")
     settings = parser.parse_args(arguments)
+    if settings.epochs < 2:
+        parser.error("The first epoch fills the cache and does not count: give --epochs 2 or more.")
+    measured: dict[str, list[list[Epoch]]] = {name: [] for name in settings.variants}
     try:
-        if settings.epochs < 2:
-            msg = "The first epoch fills the cache and does not count: give --epochs 2 or more."
-            raise ConfigurationError(msg)
-        measured = measure(settings)
+        for turn in range(settings.rounds):
+            first = turn % len(measured)
+            for name in (list(measured) * 2)[first : first + len(measured)]:
+                measured[name].append(train(name, settings))
         given = sys.argv[1:] if arguments is None else arguments
-        print(_report(settings, measured, shlex.join(["python", "-m", f"{__package__}.training_cost", *given])))
+        command = shlex.join(["python", "-m", f"{__package__}.training_cost", *given])
+        print(f"{_head(settings, measured, command)}\n\n{table(measured)}")
         if settings.profile:
             profiler = LoopProfiler()
-            train(OURS, settings, [profiler])
-            print(f"\n{operator_table(profiler.profiler.key_averages(), profiler.seconds)}")
+            train(OURS, settings, profiler)
+            print(f"\n{operator_table(profiler.profile.key_averages(), profiler.seconds)}")
     except MixedTeacherError as error:
         print(f"training_cost: {error}", file=sys.stderr)
         return 1

@@ -36,7 +36,9 @@ logger = logging.getLogger(__name__)
 
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 LIGHTNING_FALLBACK_EPOCHS = 1000
-STATISTICS_IMAGES = 64  # enough: a statistic is a mean over all their positions
+# Enough images: a statistic is a mean over all their positions. Of a teacher's channels, and of maps after each epoch.
+TEACHER_STATISTICS_IMAGES = 64
+STATISTICS_IMAGES = 16
 
 # get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ class DistillationModule(_Base):
         if not self.model.teachers_loaded:
             self.model.load_teachers(self.teacher_weights)
             if self.teacher_weights == "random":
-                images = torch.cat([images for images, _ in self._good_images()])
+                images = torch.cat([images for images, _ in self._good_images(TEACHER_STATISTICS_IMAGES)])
                 for teacher in self.model.teachers.values():
                     teacher.set_normalization_statistics(images)
         if self.feature_cache:
@@ -407,14 +409,14 @@ class DistillationModule(_Base):
         """Compute features of a sample of the training images.
 
         Yields:
-            The teachers' and the students' feature maps of one batch after another, 64 images in all at most, the same
+            The teachers' and the students' feature maps of one batch after another, 16 images in all at most, the same
             at each call.
         """
-        for images, paths in self._good_images():
+        for images, paths in self._good_images(STATISTICS_IMAGES):
             yield self.teacher_features(images, paths), self.model.student_features(images)
 
-    def _good_images(self) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
-        for batch in sample_batches(cast("DataLoader", self.trainer.train_dataloader), STATISTICS_IMAGES):
+    def _good_images(self, count: int) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
+        for batch in sample_batches(cast("DataLoader", self.trainer.train_dataloader), count):
             images = batch.image.to(self.device)
             yield self._transform(images) if self._transform else images, _paths(batch)
 

@@ -1,5 +1,6 @@
 """MKD for anomalib's Engine and command line."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import Adam
 
 from anomalib_mixedteacher.components.distillation_module import DistillationModule
+from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss
 from anomalib_mixedteacher.models.mkd.torch_model import Cloner, Localization, MkdModel
 
@@ -104,6 +106,23 @@ class Mkd(DistillationModule, AnomalibModule):
     def configure_optimizers(self) -> Any:
         """Configure Adam with a constant learning rate."""
         return Adam(self.model.students.parameters(), lr=self.learning_rate)
+
+    def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export to ONNX; see :meth:`DistillationModule.to_onnx`.
+
+        Raises:
+            ConfigurationError: If SmoothGrad, whose noise is part of the graph, is to take images of any size.
+        """
+        if self.model.localization == "smooth_grad" and input_size is None and self.input_size is None:
+            msg = "smooth_grad needs a graph of fixed size: give input_size, or a pre-processor that resizes."
+            raise ConfigurationError(msg)
+        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the networks' arguments from the checkpoint; the loss is theirs, since the score is the loss."""
