@@ -7,7 +7,9 @@ parser of the command at hand is built, and an error made by the user ends in it
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 COMMANDS = {
     "train": "Fit a model on good images, then test it.",
@@ -103,6 +105,7 @@ def _with_own_defaults(args: list[str]) -> list[str]:
 def _run(command: str, args: list[str]) -> None:
     from anomalib.cli import AnomalibCLI
     from anomalib.loggers import configure_logger
+    from jsonargparse import ArgumentParser
 
     from anomalib_mixedteacher import plugin
 
@@ -117,9 +120,26 @@ def _run(command: str, args: list[str]) -> None:
         def anomalib_subcommands() -> dict[str, dict[str, str]]:
             return {name: text for name, text in AnomalibCLI.anomalib_subcommands().items() if name == command}
 
+        @staticmethod
+        def init_parser(**kwargs: Any) -> ArgumentParser:
+            parser = AnomalibCLI.init_parser(**kwargs)
+            parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
+            return parser
+
     plugin.register()
     configure_logger()
     OneCommandCLI(args)
+
+
+def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoReturn:
+    """Turn the parser's report of a wrong choice into a sentence; leave any other report to the parser."""
+    wrong = re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)', message)
+    if wrong is None:
+        otherwise(message, *args)
+    from anomalib_mixedteacher.errors import ConfigurationError
+
+    msg = f"{wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}."
+    raise ConfigurationError(msg)
 
 
 def _sentence(error: Exception) -> str:

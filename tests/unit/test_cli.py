@@ -124,3 +124,17 @@ def test_every_configuration_file_parses(config, capsys):
         main(["train", "--config", str(config), "--data=SyntheticTextures", "--print_config"])
     assert info.value.code == 0
     assert "class_path: anomalib_mixedteacher." in capsys.readouterr().out
+
+
+def test_a_wrong_choice_ends_in_one_sentence(capsys):
+    assert main(["train", "--model", "Mkd", "--model.localization", "saliency", "--data", "SyntheticTextures"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "mixedteacher: localization cannot be 'saliency': choose one of 'gradient', 'smooth_grad', 'guided_backprop'."
+    )
+
+
+def test_an_unknown_argument_is_left_to_the_parser(capsys):
+    with pytest.raises(SystemExit) as info:
+        main(["train", "--model", "Mkd", "--model.localisation", "gradient", "--data", "SyntheticTextures"])
+    assert info.value.code == 2
+    assert "localisation" in capsys.readouterr().err
