@@ -338,6 +338,7 @@ def broken_folder(root: Path, last: bytes | Image.Image | None, count: int = 3) 
         (b"\x89PNG\r\n\x1a\n but no more", 3, r"Cannot read the image .*bad.png .*: replace the file or remove it"),
         (Image.new("RGB", (64, 20)), 3, r"bad.png is 64 x 20 pixels, smaller than 32 pixels on a side: remove it"),
         (Image.new("RGB", (64, 64), (9, 80, 7)), 3, r"bad.png has the same value in all its pixels, .* replace it"),
+        (Image.fromarray(np.full((64, 64), 700, np.uint16)), 3, r"bad.png has the same value in all its pixels"),
         (None, 1, r"1 training image is too few .* give at least 2, better 50"),
     ],
 )

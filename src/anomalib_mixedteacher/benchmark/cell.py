@@ -109,7 +109,11 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
         model.model = copy.deepcopy(networks) if chosen else networks
         for key, value in chosen.items():
             parts = (model.model.anomaly_map_generator, model.model)
-            setattr(next(part for part in parts if hasattr(part, key)), key, value)
+            part = next((part for part in parts if hasattr(part, key)), None)
+            if part is None:
+                msg = f"The maps of {name} have no {key}: give an attribute of its anomaly map."
+                raise ConfigurationError(msg)
+            setattr(part, key, value)
         predictions = predict(model, datamodule)
         metrics = summarize(predictions, settings.pool)
         if predictions.masks.any():
@@ -118,6 +122,7 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
         described = describe(data, weights, settings, seed)
         rows.append({"model": name, "arguments": arguments | chosen, **described, **metrics, **measured})
         rows[-1]["process_peak_gib"] = peak
+    model.model = networks
     if settings.costs and not exported_path(settings.costs / name).exists():
         export_one(model.eval(), settings.costs / name, settings.image_size)
     return rows

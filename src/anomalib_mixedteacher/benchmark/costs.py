@@ -91,8 +91,9 @@ def cost_table(costs: Mapping[str, Cost], rows: Sequence[Mapping[str, Any]]) -> 
         rows: Results of the comparison, which count the numbers that each ``model`` stores.
     """
     stored: dict[str, int] = {}
-    for row in rows:  # the first training of a model is the one that was exported
-        stored.setdefault(row["model"], row["stored_numbers"])
+    for row in rows:
+        if "stored_numbers" in row:  # the first training of a model is the one that was exported
+            stored.setdefault(row["model"], row["stored_numbers"])
     lines = [f"| model | numbers stored (million) | multiply-adds (10^9) | latency / {REFERENCE} |", "| --- " * 4 + "|"]
     for name, cost in costs.items():
         millions = f"{stored[name] / 1e6:.2f}" if name in stored else ""

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,20 @@ DETERMINISTIC = (
 )
 
 
+CHECKSUM = "checksum"  # kept beside the teachers' features
+_PROJECTIONS = 8
+_TOLERANCE = 0.02  # projections of an unchanged image differ by float16's rounding, 0.002 at most
+
+
 class CachedTeachers:
     """Teachers whose features are kept from the first time that they see an image.
 
     The first answer is rounded to float16 like every later one, so that it makes no difference to the training which
     epoch of a run, or which run, an image was first seen in.
+
+    Files and transforms name an image, but a callback or a collate function may change it all the same. So some random
+    projections of what the teachers saw are kept as well; where an image no longer agrees with them, the cache is given
+    up.
 
     Args:
         model: Networks with loaded teachers.
@@ -54,18 +64,25 @@ class CachedTeachers:
         if self._cache is None or not paths or not self._digests.keys() >= set(paths):
             return self._model.teacher_features(images)
         digests = [self._digests[path] for path in paths]
+        seen = _project(images)
         kept = self._cache.get(digests)
         if kept is None:
             computed = self._model.teacher_features(images)
             try:
-                self._cache.put(digests, computed)
+                self._cache.put(digests, {**computed, CHECKSUM: [seen[:, :, None, None]]})
             except CacheError as error:
-                logger.warning("Training without the cache of teachers' features: %s", error)
-                self.close()
-                return computed
+                return self._without_cache(images, str(error))
             kept = self._cache.get(digests)
             assert kept is not None  # just put there
+        known = kept.pop(CHECKSUM)[0].flatten(1)
+        if not torch.allclose(seen.cpu(), known, rtol=_TOLERANCE, atol=_TOLERANCE):
+            return self._without_cache(images, "an image is not what it was, although its file and transforms are.")
         return {name: [part.to(images.device, non_blocking=True) for part in maps] for name, maps in kept.items()}
+
+    def _without_cache(self, images: torch.Tensor, reason: str) -> dict[str, list[torch.Tensor]]:
+        logger.warning("Training without the cache of teachers' features: %s", reason)
+        self.close()
+        return self._model.teacher_features(images)
 
     def close(self) -> None:
         """Release the memory or the file; from then on features are computed."""
@@ -101,7 +118,10 @@ def cached_teachers(
         for name, teacher in model.teachers.items()
     }
     key = cache_key(teachers=teachers, transforms=[repr(transform) for transform in transforms], **settings)
-    folder = cache_folder("teacher_features")
+    try:
+        folder = cache_folder("teacher_features")
+    except RuntimeError:  # there is no home directory: memory only
+        folder = None
     cache = FeatureCache(key, len(set(digests.values())), budget * 2**20, folder)
     return CachedTeachers(model, cache, digests)
 
@@ -111,11 +131,23 @@ def digest_files(paths: Sequence[str]) -> dict[str, str]:
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
 
 
+def _project(images: torch.Tensor) -> torch.Tensor:
+    """Project each image onto some fixed random directions; values of the size of its pixels, ``(B, 8)``."""
+    values = images.detach().float().flatten(1)
+    return values @ _directions(values.shape[1], values.device)
+
+
+@lru_cache(maxsize=2)
+def _directions(size: int, device: torch.device) -> torch.Tensor:
+    directions = torch.randn(size, _PROJECTIONS, generator=torch.Generator().manual_seed(0))
+    return (directions / size**0.5).to(device)
+
+
 def _varying(transform: Any) -> list[str]:
     """Name the parts of a transform that are not known to be deterministic."""
     if transform is None:
         return []
-    if isinstance(transform, v2.Compose):
+    if type(transform) is v2.Compose:
         return [name for part in transform.transforms for name in _varying(part)]
     # a Gaussian blur of several widths draws one
     fixed = not isinstance(transform, v2.GaussianBlur) or len(set(transform.sigma)) == 1

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -13,6 +14,7 @@ from anomalib.deploy import CompressionType, ExportType
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
@@ -31,6 +33,7 @@ from anomalib_mixedteacher.components.training_data import check_training_data, 
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
+from anomalib_mixedteacher.plugin import MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,6 @@ class DistillationModule(_Base):
     def build(
         self,
         model: DistillationModel,
-        loss: nn.Module,
         teacher_weights: str,
         learning_rate: float,
         max_epochs: int,
@@ -79,25 +81,38 @@ class DistillationModule(_Base):
 
         Args:
             model: The networks; where there is a checkpoint, they are built anew from its arguments if these differ.
-            loss: Module with ``forward`` (a scalar by teacher name) and ``per_image`` (shape ``(B,)`` by teacher name),
-                both of the teachers' and the students' features.
             teacher_weights: Where the teachers' weights come from when training starts.
             learning_rate: The recipe's learning rate.
             max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
             early_stopping_patience: Stop after this many validations without a lower loss on the good validation
                 images; ``None`` never stops early.
             feature_cache: Memory for the teachers' features in MiB, from which on a file is used; 0 keeps none.
+
+        Raises:
+            ConfigurationError: If ``feature_cache`` is negative.
         """
+        if feature_cache < 0:
+            msg = f"feature_cache is {feature_cache}: give MiB of memory, or 0 for no cache."
+            raise ConfigurationError(msg)
         self.teacher_weights = teacher_weights
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
         self.early_stopping_patience = early_stopping_patience
         self.model = model
-        self.loss = loss
+        self.loss = self.configure_loss()
         self._val_loss = MeanMetric()
         self.feature_cache = feature_cache
         self._training_data: dict[str, Any] | None = None
         self._cached_teachers: CachedTeachers | None = None
+
+    @abstractmethod
+    def configure_loss(self) -> nn.Module:
+        """Make the loss that goes with the networks; also called when a checkpoint has brought others.
+
+        Returns:
+            Module with ``forward`` (a scalar by teacher name) and ``per_image`` (shape ``(B,)`` by teacher name), both
+            of the teachers' and the students' features.
+        """
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -128,6 +143,7 @@ class DistillationModule(_Base):
                 "data, batch size and trainer.max_epochs, or start without ckpt_path."
             )
             raise ConfigurationError(msg)
+        self.release_features()
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         digests = check_training_data(dataset)
         self._training_data = training_fingerprint(dataset, digests)
@@ -137,7 +153,7 @@ class DistillationModule(_Base):
                 images = torch.cat([images for images, _ in self._good_images(TEACHER_STATISTICS_IMAGES)])
                 for teacher in self.model.teachers.values():
                     teacher.set_normalization_statistics(images)
-        if self.feature_cache:
+        if self.feature_cache and (self._transform is not None or not self.pre_processor):
             transforms = [getattr(dataset, "augmentations", None), self._transform]
             self._cached_teachers = cached_teachers(
                 self.model,
@@ -150,6 +166,10 @@ class DistillationModule(_Base):
 
     def on_train_end(self) -> None:
         """Release the teachers' features."""
+        self.release_features()
+
+    def release_features(self) -> None:
+        """Release the memory or the file with the teachers' features."""
         if self._cached_teachers is not None:
             self._cached_teachers.close()
         self._cached_teachers = None
@@ -235,7 +255,7 @@ class DistillationModule(_Base):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Add early stopping on the good validation images' loss to anomalib's callbacks."""
-        callbacks = list(cast("Sequence[Callback]", super().configure_callbacks()))
+        callbacks = [*cast("Sequence[Callback]", super().configure_callbacks()), _Release()]
         if self.early_stopping_patience is not None:
             # not strict: without good validation images there is no such loss
             patience = self.early_stopping_patience
@@ -271,7 +291,7 @@ class DistillationModule(_Base):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record which model this is and which teacher weights the checkpoint holds."""
         super().on_save_checkpoint(checkpoint)
-        about = {"version": __version__, "model": type(self).__name__}
+        about = {"version": __version__, "model": _public_name(type(self))}
         checkpoint["anomalib_mixedteacher"] = about | self.provenance
 
     @property
@@ -377,19 +397,20 @@ class DistillationModule(_Base):
         """
         restore_post_processor(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
-        name = type(self).__name__
+        name = _public_name(type(self))
         if model_name(checkpoint) != name:
             msg = f"This checkpoint is not a {name}'s: give one that {name} trained."
             raise ConfigurationError(msg)
         record = checkpoint["anomalib_mixedteacher"]
         self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
         self._training_data = record.get("training_data")
-        saved = {name: checkpoint["hyper_parameters"][name] for name in self.model_arguments}
+        saved = {name: checkpoint["hyper_parameters"].get(name, value) for name, value in self.model_arguments.items()}
         differing = [name for name, value in self.model_arguments.items() if _plain(saved[name]) != _plain(value)]
         if differing:
             logger.warning("Using the checkpoint's %s.", ", ".join(f"{name}={saved[name]}" for name in differing))
             self.hparams.update(saved)
             self.model = type(self.model)(**saved)
+            self.loss = self.configure_loss()
 
     def teacher_features(self, images: torch.Tensor, paths: Sequence[str] | None) -> dict[str, list[torch.Tensor]]:
         """Give the teachers' features, in training from the second time on without the teachers.
@@ -404,6 +425,10 @@ class DistillationModule(_Base):
         if self._cached_teachers is None:
             return self.model.teacher_features(images)
         return self._cached_teachers.features(images, paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the teachers' features out of copies and pickles."""
+        return {**super().__getstate__(), "_cached_teachers": None}
 
     def good_features(self) -> Iterator[tuple[Features, Features]]:
         """Compute features of a sample of the training images.
@@ -427,10 +452,25 @@ class DistillationModule(_Base):
     def _validation_digests(self) -> dict[str, str]:
         """Digests of the validation images, where these go through what the training images go through."""
         dataset: Any = getattr(self.trainer.val_dataloaders, "dataset", None)
+        if dataset is None:  # validation begins in a later epoch
+            dataset = getattr(getattr(self.trainer, "datamodule", None), "val_data", None)
         ours = getattr(self.trainer.train_dataloader.dataset, "augmentations", None)  # type: ignore[union-attr]
         if repr(getattr(dataset, "augmentations", None)) != repr(ours) or not hasattr(dataset, "samples"):
             return {}
         return digest_files(list(dataset.samples.image_path))
+
+
+class _Release(Callback):
+    """Releases the teachers' features where training ends in an exception, for which modules have no hook."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        del trainer, exception
+        cast("DistillationModule", pl_module).release_features()
+
+
+def _public_name(model_class: type) -> str:
+    """Give the name of the package's model that a class is, or is derived from."""
+    return next((base.__name__ for base in model_class.__mro__ if base.__name__ in MODELS), model_class.__name__)
 
 
 def model_name(checkpoint: dict[str, Any]) -> str | None:

@@ -82,6 +82,9 @@ def check_image(path: str | Path) -> None:
 
 
 def _is_flat(image: Image.Image) -> bool:
+    values = sixteen_bit_values(image)
+    if values is not None:  # not every 16-bit mode has extrema in Pillow
+        return bool(values.min() == values.max())
     extrema: Any = image.getextrema()  # one pair of values, or one for each band
     bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
     return all(low == high for low, high in bands)

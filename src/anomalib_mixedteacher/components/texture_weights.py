@@ -39,6 +39,12 @@ def read_manifest(folder: Path = FOLDER) -> dict[str, Any]:
         raise WeightsError(msg) from error
 
 
+def has_texture_teacher(backbone: str, net: nn.Module) -> bool:
+    """Tell whether the package has a texture teacher for a network, as deep as it is."""
+    layers = read_manifest().get(backbone, {}).get("layers", [])
+    return max(net.feature_info.out_indices) <= max(layers, default=-1)  # type: ignore[union-attr, arg-type]
+
+
 def load_texture_teacher(backbone: str, net: nn.Module, folder: Path = FOLDER) -> tuple[str, dict[str, torch.Tensor]]:
     """Load a texture teacher and verify its checksum.
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
-from anomalib_mixedteacher.components.texture_weights import load_texture_teacher
+from anomalib_mixedteacher.components.texture_weights import has_texture_teacher, load_texture_teacher
 from anomalib_mixedteacher.components.torchvision_naming import from_torchvision, is_torchvision_naming
 from anomalib_mixedteacher.errors import WeightsError
 
@@ -76,7 +76,6 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _imagenet(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
-    del net
     tag = IMAGENET_TAGS.get(backbone, backbone)
     try:
         state = timm.create_model(tag, pretrained=True).state_dict()
@@ -85,8 +84,10 @@ def _imagenet(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
         msg = (
             f"ImageNet weights of {tag} are neither in the cache nor reachable ({type(error).__name__}): connect once "
             "to fill the Hugging Face cache, or copy the cache from a connected machine (HF_HOME), or give "
-            "teacher_weights a path to downloaded files, or use teacher_weights='texture', which needs no network."
+            "teacher_weights a path to downloaded files"
         )
+        texture = ", or use teacher_weights='texture', which needs no network"
+        msg += f"{texture if has_texture_teacher(backbone, net) else ''}."
         raise WeightsError(msg) from error
     return f"timm {tag}", state
 

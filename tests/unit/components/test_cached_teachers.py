@@ -122,3 +122,27 @@ def test_random_augmentations_switch_it_off_and_say_so(model, files, transform, 
 
 def test_without_files_there_is_no_cache(model):
     assert cached_teachers(model, {}, [TRANSFORM], budget=1) is None
+
+
+def test_an_image_that_was_changed_on_the_way_ends_the_cache(model, files, caplog):
+    """By a callback, say, of which neither the file nor the transforms know."""
+    cached_teachers(model, digest_files(files), [TRANSFORM], budget=0).features(images(files), files)  # a file
+    for budget in (1, 0):
+        teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=budget)
+        teachers.features(images(files), files)
+        caplog.clear()
+        for changed in (images(files).flip(-1), images(files) + 0.3):
+            found = teachers.features(changed, files)["resnet"][0]
+            assert torch.equal(found, model.teacher_features(changed)["resnet"][0])
+        assert caplog.text.count("an image is not what it was") == 1
+
+
+def test_without_a_home_features_stay_in_memory(model, files, monkeypatch):
+    def homeless(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("anomalib_mixedteacher.components.cached_teachers.cache_folder", homeless)
+    teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
+    teachers.features(images(files), files)
+    teachers.features(images(files), files)
+    assert model.teachers["resnet"].seen == len(files)

@@ -89,9 +89,13 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         )
         model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
         recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
-        self.build(model, MixedTeacherLoss(), *recipe)
+        self.build(model, *recipe)
         self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
         self._statistics_step = -1
+
+    def configure_loss(self) -> MixedTeacherLoss:
+        """Make the distillation loss."""
+        return MixedTeacherLoss()
 
     def on_train_epoch_start(self) -> None:
         """Freeze batch normalisation where asked for."""

@@ -94,14 +94,21 @@ class Mkd(DistillationModule, AnomalibModule):
             cloner, direction_weight, direction_only, localization, sigma, opening, smooth_samples, smooth_noise
         )
         recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
-        self.build(model, model.loss, *recipe)
+        self.build(model, *recipe)
+
+    def configure_loss(self) -> MkdLoss:
+        """Take the networks' loss: the score is made with it."""
+        return self.model.loss
 
     def on_train_start(self) -> None:
         """Prepare as every model does, then set lambda on the untrained cloner where it is ``"auto"``."""
         super().on_train_start()
         if self.loss.needs_direction_weight:
+            # computed as the first step will see the cloner, whose statistics are then put back
+            untrained = {name: value.clone() for name, value in self.model.students.state_dict().items()}
             with torch.no_grad():
                 self.loss.set_direction_weight(self.good_features())
+            self.model.students.load_state_dict(untrained)
 
     def configure_optimizers(self) -> Any:
         """Configure Adam with a constant learning rate."""
@@ -123,8 +130,3 @@ class Mkd(DistillationModule, AnomalibModule):
             msg = "smooth_grad needs a graph of fixed size: give input_size, or a pre-processor that resizes."
             raise ConfigurationError(msg)
         return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the networks' arguments from the checkpoint; the loss is theirs, since the score is the loss."""
-        super().on_load_checkpoint(checkpoint)
-        self.loss = self.model.loss

@@ -82,4 +82,8 @@ class Msfd(DistillationModule, AnomalibModule):
         )
         model = MsfdModel(backbone, layers, cosine_weight, combination, upsampling, sigma_ratio)
         recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
-        self.build(model, MsfdLoss(cosine_weight), *recipe)
+        self.build(model, *recipe)
+
+    def configure_loss(self) -> MsfdLoss:
+        """Make the loss with the map's weight of the two distances."""
+        return MsfdLoss(self.model.anomaly_map_generator.cosine_weight)
