@@ -17,7 +17,6 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
-from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -26,6 +25,7 @@ from torchmetrics import MeanMetric, Metric
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.restore import restore_post_processor
 from anomalib_mixedteacher.components.cached_teachers import CachedTeachers, cached_teachers, digest_files
+from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
 from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.images import check_file_size
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
@@ -66,7 +66,7 @@ class DistillationModule(_Base):
     """Height and width of the model's input, unless the user gives a pre-processor."""
 
     model: DistillationModel
-    loss: Any
+    loss: DistillationLoss
 
     def build(
         self,
@@ -106,13 +106,8 @@ class DistillationModule(_Base):
         self._cached_teachers: CachedTeachers | None = None
 
     @abstractmethod
-    def configure_loss(self) -> nn.Module:
-        """Make the loss that goes with the networks; also called when a checkpoint has brought others.
-
-        Returns:
-            Module with ``forward`` (a scalar by teacher name) and ``per_image`` (shape ``(B,)`` by teacher name), both
-            of the teachers' and the students' features.
-        """
+    def configure_loss(self) -> DistillationLoss:
+        """Make the loss that goes with the networks; also called when a checkpoint has brought others."""
 
     @property
     def model_arguments(self) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Distillation loss of MixedTeacher."""
 
 import torch
-from torch import nn
 
 from anomalib_mixedteacher.components.distance import normalized_distance
-from anomalib_mixedteacher.components.distillation_model import Features
+from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
 
 
-class MixedTeacherLoss(nn.Module):
+class MixedTeacherLoss(DistillationLoss):
     """Mean distance between a student's and its teacher's features, for each teacher on its own.
 
     Per layer the :func:`~anomalib_mixedteacher.components.normalized_distance` is averaged over positions, then over
@@ -16,31 +15,6 @@ class MixedTeacherLoss(nn.Module):
     Adam's epsilon); and the value can be compared between batch sizes.
     """
 
-    def per_image(self, teacher: Features, student: Features) -> dict[str, torch.Tensor]:
-        """Compute the loss of each image.
-
-        Args:
-            teacher: Feature maps of each teacher by name, each of shape ``(B, C, H, W)``.
-            student: Feature maps of each student, same names and shapes.
-
-        Returns:
-            Loss of shape ``(B,)`` by teacher name, in ``[0, 2]``.
-        """
-        losses = {}
-        for name, maps in teacher.items():
-            pairs = zip(maps, student[name], strict=True)
-            losses[name] = torch.stack([normalized_distance(t, s).mean(dim=(1, 2)) for t, s in pairs]).mean(dim=0)
-        return losses
-
-    def forward(self, teacher: Features, student: Features) -> dict[str, torch.Tensor]:
-        """Compute the loss of a batch.
-
-        Args:
-            teacher: Feature maps of each teacher by name, each of shape ``(B, C, H, W)``.
-            student: Feature maps of each student, same names and shapes.
-
-        Returns:
-            Scalar by teacher name, in ``[0, 2]``. The students share no parameters, so training on the sum trains
-            each on its own loss.
-        """
-        return {name: loss.mean() for name, loss in self.per_image(teacher, student).items()}
+    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """Compute the :func:`~anomalib_mixedteacher.components.normalized_distance` at each position."""
+        return normalized_distance(teacher, student)

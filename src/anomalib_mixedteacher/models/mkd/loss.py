@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
+from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
@@ -14,7 +14,7 @@ NAME = "vgg"
 SCORED = 3  # pool3, pool4, pool5: the score leaves out the shallowest of the trained layers
 
 
-class MkdLoss(nn.Module):
+class MkdLoss(DistillationLoss):
     r"""Difference of value and of direction between the expert's and the cloner's feature maps.
 
     .. math::  L = \sum_l \frac{1}{N_l} \lVert t_l - s_l \rVert_2^2
@@ -93,21 +93,6 @@ class MkdLoss(nn.Module):
             ConfigurationError: If the weight is not known yet.
         """
         return {NAME: self._total(teacher[NAME], student[NAME])}
-
-    def forward(self, teacher: Features, student: Features) -> dict[str, torch.Tensor]:
-        """Compute the training loss of a batch.
-
-        Args:
-            teacher: See :meth:`per_image`.
-            student: See :meth:`per_image`.
-
-        Returns:
-            Mean loss of the images as ``"vgg"``, a scalar.
-
-        Raises:
-            ConfigurationError: If the weight is not known yet.
-        """
-        return {name: loss.mean() for name, loss in self.per_image(teacher, student).items()}
 
     def score(self, teacher: Features, student: Features) -> torch.Tensor:
         """Compute the anomaly score of each image: the loss without its shallowest layer.

@@ -1,10 +1,9 @@
 """Combined distance of MSFD, and the distillation loss made of it."""
 
 import torch
-from torch import nn
 
 from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
-from anomalib_mixedteacher.components.distillation_model import Features
+from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
 from anomalib_mixedteacher.errors import ConfigurationError
 
 
@@ -41,7 +40,7 @@ def check_cosine_weight(cosine_weight: float) -> None:
         raise ConfigurationError(msg)
 
 
-class MsfdLoss(nn.Module):
+class MsfdLoss(DistillationLoss):
     """Mean combined distance between a student's and its teacher's features.
 
     Per level the :func:`combined_distance` is averaged over positions, then over levels and batch. The mean over
@@ -59,31 +58,6 @@ class MsfdLoss(nn.Module):
         check_cosine_weight(cosine_weight)
         self.cosine_weight = cosine_weight
 
-    def per_image(self, teacher: Features, student: Features) -> dict[str, torch.Tensor]:
-        """Compute the loss of each image.
-
-        Args:
-            teacher: Feature maps of each teacher by name, each of shape ``(B, C, H, W)``.
-            student: Feature maps of each student, same names and shapes.
-
-        Returns:
-            Loss of shape ``(B,)`` by teacher name, non-negative.
-        """
-        losses = {}
-        for name, maps in teacher.items():
-            pairs = zip(maps, student[name], strict=True)
-            levels = [combined_distance(t, s, self.cosine_weight).mean(dim=(1, 2)) for t, s in pairs]
-            losses[name] = torch.stack(levels).mean(dim=0)
-        return losses
-
-    def forward(self, teacher: Features, student: Features) -> dict[str, torch.Tensor]:
-        """Compute the loss of a batch.
-
-        Args:
-            teacher: Feature maps of each teacher by name, each of shape ``(B, C, H, W)``.
-            student: Feature maps of each student, same names and shapes.
-
-        Returns:
-            Scalar by teacher name, non-negative.
-        """
-        return {name: loss.mean() for name, loss in self.per_image(teacher, student).items()}
+    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """Compute the :func:`combined_distance` at each position."""
+        return combined_distance(teacher, student, self.cosine_weight)
