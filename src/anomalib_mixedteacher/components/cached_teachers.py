@@ -133,8 +133,9 @@ def digest_files(paths: Sequence[str]) -> dict[str, str]:
 
 def _project(images: torch.Tensor) -> torch.Tensor:
     """Project each image onto some fixed random directions; values of the size of its pixels, ``(B, 8)``."""
-    values = images.detach().float().flatten(1)
-    return values @ _directions(values.shape[1], values.device)
+    with torch.autocast(images.device.type, enabled=False):
+        values = images.detach().float().flatten(1)
+        return values @ _directions(values.shape[1], values.device)
 
 
 @lru_cache(maxsize=2)

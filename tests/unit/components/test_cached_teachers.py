@@ -120,6 +120,14 @@ def test_random_augmentations_switch_it_off_and_say_so(model, files, transform, 
     assert f"Teachers see every image in every epoch: {name} may change images at random." in caplog.text
 
 
+def test_serves_under_autocast(model, files):
+    teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
+    with torch.autocast("cpu"):
+        for _ in range(2):
+            assert teachers.features(images(files), files)["resnet"][0].isfinite().all()
+    assert model.teachers["resnet"].seen == len(files)
+
+
 def test_without_files_there_is_no_cache(model):
     assert cached_teachers(model, {}, [TRANSFORM], budget=1) is None
 
