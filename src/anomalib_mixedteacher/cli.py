@@ -136,10 +136,8 @@ def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoR
     wrong = re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)', message)
     if wrong is None:
         otherwise(message, *args)
-    from anomalib_mixedteacher.errors import ConfigurationError
-
-    msg = f"{wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}."
-    raise ConfigurationError(msg)
+    print(f"mixedteacher: {wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}.", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _sentence(error: Exception) -> str:

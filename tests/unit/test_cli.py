@@ -127,7 +127,9 @@ def test_every_configuration_file_parses(config, capsys):
 
 
 def test_a_wrong_choice_ends_in_one_sentence(capsys):
-    assert main(["train", "--model", "Mkd", "--model.localization", "saliency", "--data", "SyntheticTextures"]) == 1
+    with pytest.raises(SystemExit) as info:
+        main(["train", "--model", "Mkd", "--model.localization", "saliency", "--data", "SyntheticTextures"])
+    assert info.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "mixedteacher: localization cannot be 'saliency': choose one of 'gradient', 'smooth_grad', 'guided_backprop'."
     )
