@@ -1,4 +1,4 @@
-"""The package's own command: ``mixedteacher train|test|predict|export|calibrate|benchmark``.
+"""The package's own command: ``mixedteacher train|test|predict|export|calibrate|benchmark|report``.
 
 The first four take the same arguments and configuration files as anomalib's commands, with two differences: only the
 parser of the command at hand is built, and an error made by the user ends in its one sentence instead of a traceback.
@@ -17,9 +17,10 @@ COMMANDS = {
     "predict": "Predict images with a checkpoint, or with an exported model: predict MODEL.xml IMAGES...",
     "export": "Export a checkpoint to ONNX, OpenVINO or torch.",
     "calibrate": "Set a checkpoint's thresholds from good images and a budget for false alarms.",
-    "benchmark": "Measure exported models side by side (benchmark speed).",
+    "benchmark": "Train and measure models side by side, or exported ones alone (benchmark speed).",
+    "report": "Make one HTML file of what a benchmark found.",
 }
-USAGE = """usage: mixedteacher {train,test,predict,export,calibrate,benchmark} [options]
+USAGE = """usage: mixedteacher {train,test,predict,export,calibrate,benchmark,report} [options]
 
 {commands}
 
@@ -49,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mixedteacher: unknown command {args[0]!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
 
-    from anomalib_mixedteacher.errors import MixedTeacherError
+    from anomalib_mixedteacher.errors import sentence
 
     try:
         if args[0] == "predict" and len(args) > 1 and not args[1].startswith("-"):
@@ -61,24 +62,26 @@ def main(args: Sequence[str] | None = None) -> int:
 
             recalibrate.main(args[1:])
         elif args[0] == "benchmark":
-            from anomalib_mixedteacher.benchmark import speed
+            from anomalib_mixedteacher.benchmark import command
 
-            speed.main(args[1:])
+            return command.main(args[1:])
+        elif args[0] == "report":
+            from anomalib_mixedteacher.report import command as report
+
+            report.main(args[1:])
         else:
             _run(args[0], _with_own_defaults(args))
-    except MixedTeacherError as error:
-        sentence = _sentence(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"anomalib", __package__}:
             raise
-        sentence = f"{args[0]} needs anomalib, which is not installed: install anomalib-mixedteacher itself."
-    except (ValueError, RuntimeError, OSError) as error:
-        if (known := _known(str(error))) is None:
+        text = f"{args[0]} needs anomalib, which is not installed: install anomalib-mixedteacher itself."
+    except Exception as error:
+        if (known := sentence(error)) is None:
             raise
-        sentence = known
+        text = known
     else:
         return 0
-    print(f"mixedteacher: {sentence}", file=sys.stderr)
+    print(f"mixedteacher: {text}", file=sys.stderr)
     return 1
 
 
@@ -138,23 +141,6 @@ def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoR
         otherwise(message, *args)
     print(f"mixedteacher: {wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}.", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _sentence(error: Exception) -> str:
-    """Take the message alone out of what a data-loader worker wraps in its traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ") if lines else repr(error)
-
-
-def _known(message: str) -> str | None:
-    """Turn what others raise for a user's error into a sentence with its remedy; None for anything else."""
-    if "Union subtypes" in message:  # jsonargparse lists what a constructor raised among the types that do not fit
-        return re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1]
-    if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
-        return f"There are no images in {match[1]}: put images there, or give another folder."
-    if match := re.search(r"(?:Path does not exist|Checkpoint file not found): (.+)", message):
-        return f"There is no file or folder {match[1]}: check the path."
-    return None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 The package's own command prints the message alone; library users can catch the base class.
 """
 
+import re
+
 
 class MixedTeacherError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -38,3 +40,27 @@ class QuantizationError(MixedTeacherError, RuntimeError):
 
 class CacheError(MixedTeacherError, RuntimeError):
     """The teachers' features cannot be kept; whoever meets this computes them again for each epoch."""
+
+
+def sentence(error: Exception) -> str | None:
+    """Give the one sentence of an error that the user can mend; ``None`` for any other error.
+
+    Args:
+        error: One of this package's errors, or one of those that anomalib raises for a user's mistake.
+    """
+    if isinstance(error, MixedTeacherError):
+        # alone, out of what a data-loader worker wraps in its traceback
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ") if lines else repr(error)
+    return _known(str(error)) if isinstance(error, ValueError | RuntimeError | OSError) else None
+
+
+def _known(message: str) -> str | None:
+    """Turn what others raise for a user's error into a sentence with its remedy; None for anything else."""
+    if "Union subtypes" in message:  # jsonargparse lists what a constructor raised among the types that do not fit
+        return str(re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1])
+    if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
+        return f"There are no images in {match[1]}: put images there, or give another folder."
+    if match := re.search(r"(?:Path does not exist|Checkpoint file not found): (.+)", message):
+        return f"There is no file or folder {match[1]}: check the path."
+    return None

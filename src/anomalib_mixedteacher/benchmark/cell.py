@@ -6,75 +6,34 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning
-import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
-from anomalib.models import AnomalibModule
-from anomalib.pre_processing import PreProcessor
-from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
 
 from anomalib_mixedteacher import MagneticTile, SyntheticTextures, __version__
 from anomalib_mixedteacher.benchmark.arguments import parse_arguments
-from anomalib_mixedteacher.benchmark.costs import count_stored, export_one, exported_path
-from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher
+from anomalib_mixedteacher.benchmark.build import build
+from anomalib_mixedteacher.benchmark.costs import count_stored, export_one
+from anomalib_mixedteacher.benchmark.exported_file import exported_path
+from anomalib_mixedteacher.benchmark.plan import usual_batch
 from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summarize
-from anomalib_mixedteacher.components.distillation_module import TEACHER_STATISTICS_IMAGES
-from anomalib_mixedteacher.components.training_data import sample_batches
 from anomalib_mixedteacher.data.textures import FAMILIES
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.plugin import MODELS, public
+from anomalib_mixedteacher.plugin import MODELS
 
 Row = dict[str, Any]
 
-# anomalib's example configurations: batch 32 for Stfpm and Patchcore; 1 % coreset, since 10 % takes hours on a CPU
-BATCH = dict.fromkeys(MODELS, 8)
+# 1 % coreset, since anomalib's 10 % takes hours on a CPU
 ARGUMENTS: dict[str, dict[str, Any]] = {"Patchcore": {"coreset_sampling_ratio": 0.01}}
-
-
-class _PeerTeacher(Callback):
-    """Loads a peer's teacher when its training data is known."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, AnomalibModule)
-        transform = cast("PreProcessor", pl_module.pre_processor).transform
-        assert transform is not None
-        batches = sample_batches(cast("DataLoader", trainer.train_dataloader), TEACHER_STATISTICS_IMAGES)
-        images = torch.cat([transform(batch.image.to(pl_module.device)) for batch in batches])
-        load_peer_teacher(pl_module, self.source, images)
-
-
-def build(name: str, weights: str, image_size: int, **arguments: Any) -> tuple[AnomalibModule, list[Callback]]:
-    """Build a model whose teacher gets its weights when training starts.
-
-    Args:
-        name: One of the package's models, ``"Stfpm"`` or ``"Patchcore"``.
-        weights: Where the teachers' weights come from.
-        image_size: Side to which the model resizes images, in pixels.
-        arguments: More arguments of the model.
-
-    Returns:
-        The model, and the callbacks that its trainer needs.
-    """
-    size = (image_size, image_size)
-    if name in MODELS:
-        model: Any = public(name)
-        return model(weights, pre_processor=model.configure_pre_processor(size), **arguments), []
-    pre_processor = AnomalibModule.configure_pre_processor(size)
-    return build_peer(name, pre_processor=pre_processor, **arguments), [_PeerTeacher(weights)]
 
 
 def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: int, **arguments: Any) -> list[Row]:
     """Train one model and evaluate it, once for each kind of map asked for, since training does not depend on them.
 
     Args:
-        name: As for :func:`build`.
+        name: As for :func:`~.build.build`.
         data: As for :func:`load_data`.
         weights: Where the teachers' weights come from.
         settings: The parsed command line.
@@ -88,7 +47,7 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
     datamodule = load_data(data, settings.root, seed)
     chosen = {**ARGUMENTS.get(name, {}), **_layers(name, settings.peer_layers), **arguments}
     model, callbacks = build(name, weights, settings.image_size, **chosen)
-    datamodule.train_batch_size = BATCH.get(name, 32)
+    datamodule.train_batch_size = usual_batch(name)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(

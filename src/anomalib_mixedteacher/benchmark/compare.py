@@ -14,7 +14,8 @@ import torch
 
 from anomalib_mixedteacher.benchmark.arguments import parse_arguments
 from anomalib_mixedteacher.benchmark.cell import Row, describe, maps_of, run
-from anomalib_mixedteacher.benchmark.costs import cost_table, exported_path, measure_costs
+from anomalib_mixedteacher.benchmark.costs import cost_table, measure_costs
+from anomalib_mixedteacher.benchmark.exported_file import exported_path
 from anomalib_mixedteacher.data.textures import FAMILIES
 from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from anomalib.models import AnomalibModule
 
-from anomalib_mixedteacher.benchmark.exported_file import ExportedFile
+from anomalib_mixedteacher.benchmark.exported_file import ExportedFile, exported_path
 from anomalib_mixedteacher.benchmark.macs import count_macs
 from anomalib_mixedteacher.benchmark.timing import latencies
 from anomalib_mixedteacher.components.distillation_module import ONNX_OPSET
@@ -35,11 +35,6 @@ class Cost:
 def count_stored(model: AnomalibModule) -> int:
     """Count the numbers that a model stores: parameters, statistics, and a memory bank if it has one."""
     return sum(value.numel() for value in model.model.state_dict().values())
-
-
-def exported_path(folder: Path) -> Path:
-    """Give the place of an exported file below its model's folder."""
-    return folder / "weights" / "openvino" / "model.xml"
 
 
 def export_one(model: AnomalibModule, folder: Path, image_size: int, **arguments: Any) -> Path:

@@ -94,3 +94,8 @@ def input_size(model: openvino.Model) -> tuple[int, int] | None:
     if shape[2].is_dynamic or shape[3].is_dynamic:
         return None
     return shape[2].get_length(), shape[3].get_length()
+
+
+def exported_path(folder: Path) -> Path:
+    """Give the place of an exported file below its model's folder."""
+    return folder / "weights" / "openvino" / "model.xml"

@@ -15,6 +15,11 @@ from anomalib_mixedteacher.components.teacher import set_normalization_statistic
 from anomalib_mixedteacher.components.weights import load_teacher_weights
 from anomalib_mixedteacher.errors import ConfigurationError
 
+PEERS: dict[str, Callable[..., AnomalibModule]] = {
+    "Stfpm": Stfpm,
+    "Patchcore": partial(Patchcore, backbone="resnet18"),
+}
+
 
 @contextmanager
 def no_download() -> Iterator[None]:
@@ -42,15 +47,11 @@ def build_peer(name: str, **arguments: Any) -> AnomalibModule:
     Raises:
         ConfigurationError: If the model is another one.
     """
-    builders: dict[str, Callable[..., AnomalibModule]] = {
-        "Stfpm": Stfpm,
-        "Patchcore": partial(Patchcore, backbone="resnet18"),
-    }
-    if name not in builders:
-        msg = f"No peer {name!r}; choose one of {', '.join(builders)}."
+    if name not in PEERS:
+        msg = f"No peer {name!r}; choose one of {', '.join(PEERS)}."
         raise ConfigurationError(msg)
     with no_download():
-        return builders[name](**arguments)
+        return PEERS[name](**arguments)
 
 
 def load_peer_teacher(model: AnomalibModule, source: str, images: torch.Tensor) -> None:

@@ -17,8 +17,11 @@ from anomalib.models import AnomalibModule, EfficientAd
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_mixedteacher import MagneticTile, SyntheticTextures, __version__
-from anomalib_mixedteacher.benchmark.cell import BATCH, build
-from anomalib_mixedteacher.benchmark.costs import export_one, exported_path
+from anomalib_mixedteacher.benchmark.build import build
+from anomalib_mixedteacher.benchmark.costs import export_one
+from anomalib_mixedteacher.benchmark.efficient_ad import SMALLEST_SIDE
+from anomalib_mixedteacher.benchmark.exported_file import exported_path
+from anomalib_mixedteacher.benchmark.plan import usual_batch
 from anomalib_mixedteacher.errors import ConfigurationError
 
 PRECISIONS = {
@@ -30,7 +33,6 @@ MODELS = (*PRECISIONS, "Stfpm", "Patchcore", "EfficientAd")
 UNTRAINED = "EfficientAd"
 # anomalib's own defaults, which build_peer has not
 ARGUMENTS: dict[str, dict[str, Any]] = {"Patchcore": {"backbone": "wide_resnet50_2", "coreset_sampling_ratio": 0.1}}
-_EFFICIENT_AD_SIDE = 256
 _KEPT = ("data", "root", "image_size", "images", "epochs", "teacher_weights")
 
 
@@ -76,9 +78,9 @@ def prepare_models(settings: argparse.Namespace) -> dict[str, Path]:
         ConfigurationError: If the folder holds models made with other settings, or a model cannot take the size.
     """
     names: list[str] = settings.models
-    if UNTRAINED in names and settings.image_size < _EFFICIENT_AD_SIDE:
+    if UNTRAINED in names and settings.image_size < SMALLEST_SIDE:
         msg = (
-            f"EfficientAd takes images of {_EFFICIENT_AD_SIDE} pixels or more: raise --image-size, or leave it out of "
+            f"EfficientAd takes images of {SMALLEST_SIDE} pixels or more: raise --image-size, or leave it out of "
             "--models."
         )
         raise ConfigurationError(msg)
@@ -130,7 +132,7 @@ def _train_and_export(model_name: str, names: list[str], settings: argparse.Name
 
 def _train(name: str, datamodule: AnomalibDataModule, settings: argparse.Namespace) -> AnomalibModule:
     model, callbacks = build(name, settings.teacher_weights, settings.image_size, **ARGUMENTS.get(name, {}))
-    datamodule.train_batch_size = BATCH.get(name, 32)
+    datamodule.train_batch_size = usual_batch(name)
     epochs = 1 if name == "Patchcore" else settings.epochs
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(

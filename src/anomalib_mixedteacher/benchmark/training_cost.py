@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize, Transform
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.benchmark.cell import build
+from anomalib_mixedteacher.benchmark.build import build
 from anomalib_mixedteacher.benchmark.fresh_process import peak_memory
 from anomalib_mixedteacher.benchmark.speed import available_cores, processor_name
 from anomalib_mixedteacher.benchmark.speed_models import prepare_data

@@ -1,0 +1,54 @@
+"""Latency and throughput of a benchmark's exports, all in turn within one process."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from anomalib_mixedteacher.benchmark.exported_file import ExportedFile
+from anomalib_mixedteacher.benchmark.result import Result
+from anomalib_mixedteacher.benchmark.run_folder import RunFolder
+from anomalib_mixedteacher.benchmark.tables import group
+from anomalib_mixedteacher.benchmark.timing import latencies, throughputs
+
+REPETITIONS = 40
+_WARMUP = 5
+
+
+def measure_speed(folder: RunFolder, repetitions: int = REPETITIONS) -> dict[str, dict[str, float]]:
+    """Time the exports of the first seed in float32 on all cores, one image at a time and many at once.
+
+    Ratios between models hold only where these were timed together. So whatever was measured before is kept if it has
+    every export, and measured anew otherwise.
+
+    Args:
+        folder: A run folder.
+        repetitions: Timed inferences of each export.
+
+    Returns:
+        By cell name: ``latency_ms``, the median, and ``images_per_second``.
+    """
+    results = folder.results()
+    first = [result for result in results if result.cell.seed == results[0].cell.seed]
+    known: dict[str, dict[str, float]] = json.loads(folder.speed.read_text()) if folder.speed.exists() else {}
+    if {result.cell.name for result in first} <= known.keys():
+        return known
+    speed: dict[str, dict[str, float]] = {}
+    for size, cells in group(first, "image_size").items():
+        speed |= _measure(folder, cells, int(size), repetitions)
+    folder.write(folder.speed, dict(speed))
+    return speed
+
+
+def _measure(folder: RunFolder, results: Sequence[Result], size: int, repetitions: int) -> dict[str, dict[str, float]]:
+    files = [ExportedFile(result.cell.name, folder.export(result.cell)) for result in results]
+    image = np.random.default_rng(0).random((1, 3, size, size), np.float32)
+    seconds = latencies(files, image, None, repetitions, _WARMUP)
+    rates = throughputs(files, image, None, repetitions)
+    return {
+        file.name: {
+            "latency_ms": float(np.median(seconds[file.label])) * 1e3,
+            "images_per_second": rates[file.label],
+        }
+        for file in files
+    }

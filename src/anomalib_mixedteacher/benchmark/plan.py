@@ -1,0 +1,249 @@
+"""What a benchmark compares: models, data sets with categories, and seeds, from YAML or from the command line.
+
+.. code-block:: yaml
+
+    models:
+      - MixedTeacher
+      - class_path: Patchcore
+        init_args: {coreset_sampling_ratio: 0.1}
+        name: Patchcore 10 %      # optional, as are epochs, batch and image_size, which go before those below
+    data:
+      - class_path: SyntheticTextures
+        categories: [weave, grain]
+      - class_path: Folder        # categories of a Folder are subfolders of its root; "all" takes every one
+        init_args: {root: parts, normal_dir: good, abnormal_dir: bad}
+        categories: all
+    seeds: [0, 1, 2]
+    teacher_weights: imagenet
+    image_size: 256
+    epochs: 100
+    alarm_rate: 0.05
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomalib_mixedteacher.benchmark.result import Cell
+from anomalib_mixedteacher.calibration.conformal import check_alarm_rate
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.plugin import MODELS
+
+# anomalib's example configurations: batch 32 for most models; EfficientAd takes single images
+_BATCH = {**dict.fromkeys(MODELS, 8), "EfficientAd": 1}
+_OTHER_BATCH = 32
+_ONE_PASS = ("Patchcore", "Padim", "Dfm", "Dfkde", "WinClip")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model of a benchmark; what is ``None`` is taken from the plan or is the model's usual value."""
+
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    image_size: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name for tables."""
+        return self.name or _short(self.class_path)
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """A data set of a benchmark, with the categories to take of it."""
+
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+    categories: list[str] | str | None = None
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name for tables, without a category."""
+        return self.name or str(self.init_args.get("name") or _short(self.class_path))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether its categories are subfolders rather than an argument."""
+        return _short(self.class_path) == "Folder"
+
+    def sets(self) -> list[tuple[str, dict[str, Any]]]:
+        """Give label and arguments of the datamodule of each category.
+
+        Raises:
+            ConfigurationError: If ``all`` categories cannot be listed.
+        """
+        if self.categories is None:
+            return [(self.label, {"name": self.label, **self.init_args} if self.is_folder else self.init_args)]
+        return [(f"{self.label}/{category}", self._arguments(category)) for category in self._listed()]
+
+    def _arguments(self, category: str) -> dict[str, Any]:
+        if not self.is_folder:
+            return {**self.init_args, "category": category}
+        return {**self.init_args, "root": str(Path(self.init_args.get("root", ".")) / category), "name": category}
+
+    def _listed(self) -> list[str]:
+        if not isinstance(self.categories, str):
+            return [str(category) for category in self.categories or ()]
+        root, good = Path(self.init_args.get("root", ".")), self.init_args.get("normal_dir", "good")
+        found = (
+            sorted(path.name for path in root.glob("[!.]*") if (path / str(good)).is_dir()) if self.is_folder else []
+        )
+        if self.categories != ALL or not found:
+            msg = (
+                f"categories of {self.label}: give a list, or '{ALL}' for the subfolders of a Folder's root that hold "
+                f"good images ({root}/*/{good})."
+            )
+            raise ConfigurationError(msg)
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark.
+
+    Attributes:
+        models: What to train.
+        data: What to train it on.
+        seeds: Seeds of split, weights and batches.
+        teacher_weights: Where the teachers' weights come from.
+        image_size: Side to which models resize images, in pixels.
+        epochs: Passes over the training images, for models that are trained in epochs.
+        alarm_rate: Budget of false alarms for the calibrated thresholds.
+    """
+
+    models: list[ModelEntry]
+    data: list[DataEntry]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    teacher_weights: str = "imagenet"
+    image_size: int = 256
+    epochs: int = 100
+    alarm_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_alarm_rate(self.alarm_rate)
+        for what, entries in {"models": self.models, "data": self.data, "seeds": self.seeds}.items():
+            if not entries:
+                msg = f"The benchmark has no {what}: give at least one."
+                raise ConfigurationError(msg)
+        labels = [model.label for model in self.models]
+        if double := sorted({label for label in labels if labels.count(label) > 1}):
+            msg = f"Several models are called {', '.join(double)}: give each a name of its own ('name')."
+            raise ConfigurationError(msg)
+        for what in ("image_size", "epochs"):
+            if not isinstance(getattr(self, what), int) or getattr(self, what) < 1:
+                msg = f"{what} is {getattr(self, what)!r}: give a whole number from 1 on."
+                raise ConfigurationError(msg)
+
+    def cells(self) -> list[Cell]:
+        """List what is to be trained, all models of one data set and seed after another."""
+        return [
+            self._cell(model, data, class_path, arguments, seed)
+            for seed in self.seeds
+            for class_path, (data, arguments) in [(e.class_path, one) for e in self.data for one in e.sets()]
+            for model in self.models
+        ]
+
+    def _cell(self, model: ModelEntry, data: str, data_class: str, data_args: Mapping[str, Any], seed: int) -> Cell:
+        kind = _short(model.class_path)
+        return Cell(
+            model=model.label,
+            class_path=model.class_path,
+            init_args=model.init_args,
+            data=data,
+            data_class=data_class,
+            data_args=dict(data_args),
+            seed=seed,
+            teacher_weights=self.teacher_weights,
+            image_size=model.image_size or self.image_size,
+            epochs=model.epochs or (1 if kind in _ONE_PASS else self.epochs),
+            batch=model.batch or usual_batch(kind),
+            alarm_rate=self.alarm_rate,
+        )
+
+    def to_yaml(self) -> str:
+        """Write with every default; :func:`parse_plan` reads it."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a benchmark's file.
+
+    Args:
+        path: A YAML file as at the top of this module.
+
+    Raises:
+        ConfigurationError: If it cannot be read, or holds what a benchmark has not.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"Cannot read {path} ({error.strerror}): give the YAML file of a benchmark."
+        raise ConfigurationError(msg) from error
+    except yaml.YAMLError as error:
+        msg = f"{path} is no YAML file: {' '.join(str(error).split())}."
+        raise ConfigurationError(msg) from error
+    return parse_plan(values, str(path))
+
+
+def parse_plan(values: Any, where: str) -> Plan:
+    """Make a plan of plain values.
+
+    Args:
+        values: What the YAML file holds.
+        where: Its name, for messages.
+
+    Raises:
+        ConfigurationError: If it holds what a benchmark has not.
+    """
+    values = _checked(values, Plan, where)
+    for name, kind in {"models": ModelEntry, "data": DataEntry}.items():
+        values[name] = [_entry(entry, kind, f"{where}, {name}") for entry in _listed(values.get(name), name, where)]
+    if "seeds" in values:
+        values["seeds"] = [int(seed) for seed in _listed(values["seeds"], "seeds", where)]
+    return Plan(**values)
+
+
+def _entry(entry: Any, kind: type, where: str) -> Any:
+    if isinstance(entry, str):
+        return kind(entry)
+    checked = _checked(entry, kind, where)
+    if "class_path" not in checked:
+        msg = f"{where}: an entry has no class_path: name the class."
+        raise ConfigurationError(msg)
+    return kind(**checked)
+
+
+def _listed(entries: Any, name: str, where: str) -> Sequence[Any]:
+    if not isinstance(entries, list):
+        msg = f"{where} needs {name} as a list."
+        raise ConfigurationError(msg)
+    return entries
+
+
+def _checked(values: Any, kind: type, where: str) -> dict[str, Any]:
+    known = [item.name for item in fields(kind)]
+    if not isinstance(values, dict):
+        msg = f"{where} is not made of keys and values: it takes {', '.join(known)}."
+        raise ConfigurationError(msg)
+    if unknown := [str(key) for key in values if key not in known]:
+        msg = f"{where} has no {', '.join(unknown)}: it takes {', '.join(known)}."
+        raise ConfigurationError(msg)
+    return dict(values)
+
+
+def usual_batch(model: str) -> int:
+    """Give the training batch of a model's published configuration, by the name of its class."""
+    return _BATCH.get(model, _OTHER_BATCH)
+
+
+def _short(class_path: str) -> str:
+    return class_path.rpartition(".")[2]

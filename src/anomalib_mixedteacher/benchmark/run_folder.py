@@ -1,0 +1,187 @@
+"""The folder of a benchmark: one folder for each finished cell, one file for each failed one, and the summary.
+
+::
+
+    RUN/benchmark.yaml                 what was asked for, every default written out
+    RUN/cells.json                     names of its cells, in order
+    RUN/cells/<name>/result.json       a finished cell: see :class:`~.result.Result`
+    RUN/cells/<name>/predictions.npz   its raw scores and maps of the test images
+    RUN/cells/<name>/export/           its export to OpenVINO
+    RUN/failures/<name>.json           a failed cell: the cell, and its error in a sentence
+    RUN/logs/<name>.txt                what a cell printed, a failed one's traceback included
+    RUN/speed.json                     latency and throughput of the exports of the first seed
+    RUN/table.csv, .json, .md          the summary
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalib_mixedteacher.benchmark.exported_file import exported_path
+from anomalib_mixedteacher.benchmark.result import Cell, Result
+from anomalib_mixedteacher.errors import ConfigurationError
+
+EXPORT = "export"
+"""Name of the folder of an export, within its cell's."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that could not be trained or evaluated."""
+
+    cell: Cell
+    message: str
+
+
+@dataclass(frozen=True)
+class KeptPredictions:
+    """A cell's raw predictions of its test images, as they are kept for the report.
+
+    Attributes:
+        paths: Files of the images, ``(N,)``.
+        kinds: Name of each image's defect, ``"good"`` for none, ``(N,)``.
+        scores: Raw image scores, ``(N,)``.
+        maps: Raw anomaly maps, ``(N, h, w)`` in half precision, at most 128 pixels a side.
+        masks: Ground truth of the same size, ``(N, h, w)``; all false where there is none.
+    """
+
+    paths: Sequence[str]
+    kinds: Sequence[str]
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float16]
+    masks: NDArray[np.bool_]
+
+    def save(self, path: Path) -> None:
+        """Write as a compressed ``.npz`` file."""
+        paths, kinds = np.array(self.paths), np.array(self.kinds)
+        np.savez_compressed(path, paths=paths, kinds=kinds, scores=self.scores, maps=self.maps, masks=self.masks)
+
+    @classmethod
+    def load(cls, path: Path) -> "KeptPredictions":
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as file:
+            paths, kinds = file["paths"].tolist(), file["kinds"].tolist()
+            return cls(paths, kinds, file["scores"], file["maps"], file["masks"])
+
+
+class RunFolder:
+    """A benchmark's folder.
+
+    Args:
+        path: The folder; need not exist before something is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def plan(self) -> Path:
+        """The file with what was asked for."""
+        return self.path / "benchmark.yaml"
+
+    @property
+    def speed(self) -> Path:
+        """The file with latency and throughput, ``{cell name: {"latency_ms", "images_per_second"}}``."""
+        return self.path / "speed.json"
+
+    def log(self, cell: Cell) -> Path:
+        """Give the file of what a cell printed."""
+        return self.path / "logs" / f"{cell.name}.txt"
+
+    def cell(self, cell: Cell) -> Path:
+        """Give the folder of a cell, which exists only if it is finished."""
+        return self.path / "cells" / cell.name
+
+    def export(self, cell: Cell) -> Path:
+        """Give the path of a cell's OpenVINO file."""
+        return exported_path(self.cell(cell) / EXPORT)
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Tell whether a cell is finished."""
+        return (self.cell(cell) / "result.json").exists()
+
+    def result(self, cell: Cell) -> Result:
+        """Read a finished cell's result."""
+        return Result.from_json((self.cell(cell) / "result.json").read_text(encoding="utf-8"))
+
+    def predictions(self, cell: Cell) -> KeptPredictions:
+        """Read a finished cell's predictions."""
+        return KeptPredictions.load(self.cell(cell) / "predictions.npz")
+
+    def set_cells(self, cells: Sequence[Cell]) -> None:
+        """Say which cells the benchmark has: others in the folder are an earlier plan's."""
+        self.write(self._index, {"cells": [cell.name for cell in cells]})
+
+    def results(self) -> list[Result]:
+        """Read the results of the finished cells, in the benchmark's order.
+
+        Raises:
+            ConfigurationError: If the folder is no benchmark's.
+        """
+        paths = [self.path / "cells" / name / "result.json" for name in self._names()]
+        return [Result.from_json(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+    def failures(self) -> list[Failure]:
+        """Read the failed cells, in the benchmark's order.
+
+        Raises:
+            ConfigurationError: If the folder is no benchmark's.
+        """
+        paths = [self.path / "failures" / f"{name}.json" for name in self._names()]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        return [Failure(Cell(**values["cell"]), values["message"]) for values in found]
+
+    @property
+    def _index(self) -> Path:
+        return self.path / "cells.json"
+
+    def _names(self) -> list[str]:
+        if not self._index.exists():
+            msg = f"{self.path} is not the folder of a benchmark: give the --output of 'mixedteacher benchmark'."
+            raise ConfigurationError(msg)
+        names: list[str] = json.loads(self._index.read_text(encoding="utf-8"))["cells"]
+        return names
+
+    @contextmanager
+    def finish(self, cell: Cell) -> Iterator[Path]:
+        """Give a folder to write a cell into, which takes its place when all is written.
+
+        Yields:
+            The folder aside. After an exception it is removed.
+        """
+        unfinished = self.cell(cell).with_name(f".{cell.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            shutil.rmtree(self.cell(cell), ignore_errors=True)
+            unfinished.rename(self.cell(cell))
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self._failure(cell).unlink(missing_ok=True)
+
+    def failed(self, cell: Cell) -> str | None:
+        """Give the sentence of a failed cell; ``None`` for any other."""
+        path = self._failure(cell)
+        return json.loads(path.read_text(encoding="utf-8"))["message"] if path.exists() else None
+
+    def fail(self, cell: Cell, message: str) -> None:
+        """Note that a cell failed."""
+        self.write(self._failure(cell), {"cell": asdict(cell), "message": message})
+
+    def _failure(self, cell: Cell) -> Path:
+        return self.path / "failures" / f"{cell.name}.json"
+
+    def write(self, path: Path, content: str | dict[str, Any]) -> None:
+        """Write a text, or values as JSON, to a file that appears when it is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        unfinished.write_text(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n", "utf-8")
+        unfinished.replace(path)

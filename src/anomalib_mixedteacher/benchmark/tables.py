@@ -1,0 +1,177 @@
+"""The summary of a benchmark: CSV with a row for each cell, JSON, and Markdown with mean and spread over seeds."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from anomalib_mixedteacher.benchmark.result import GOOD, Result
+from anomalib_mixedteacher.benchmark.run_folder import Failure, RunFolder
+
+Speed = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables.
+
+    Attributes:
+        key: Name in CSV and JSON, and of the value in :func:`values_of`.
+        title: Head in Markdown.
+        digits: Decimals in Markdown.
+        best: ``max`` or ``min``, whichever is better; ``None`` where neither is.
+    """
+
+    key: str
+    title: str
+    digits: int
+    best: Any
+
+
+COLUMNS = (
+    Column("image_AUROC", "image AUROC", 3, max),
+    Column("image_F1", "image F1", 3, max),
+    Column("image_AP", "image AP", 3, max),
+    Column("pixel_AUROC", "pixel AUROC", 3, max),
+    Column("PRO", "PRO", 3, max),
+    Column("pixel_F1", "pixel F1", 3, max),
+    Column("false_alarm_rate", "false alarms", 3, None),
+    Column("found_rate", "defects found", 3, max),
+    Column("train_seconds", "training s", 0, min),
+    Column("peak_memory_mb", "peak MB", 0, min),
+    Column("latency_ms", "latency ms", 1, min),
+    Column("images_per_second", "images/s", 1, max),
+    Column("file_mb", "file MB", 1, min),
+)
+
+
+def values_of(result: Result, speed: Speed) -> dict[str, float]:
+    """Give a cell's figures by the keys of :data:`COLUMNS`; those that could not be had are left out.
+
+    Args:
+        result: A finished cell.
+        speed: Latency and throughput by cell name.
+    """
+    defects = [counts for kind, counts in result.alarms.items() if kind != GOOD]
+    values = {**result.metrics, **result.costs, **speed.get(result.cell.name, {})}
+    if defects:
+        values["found_rate"] = sum(found for found, _ in defects) / sum(count for _, count in defects)
+    return {column.key: values[column.key] for column in COLUMNS if column.key in values}
+
+
+def summarize(results: Sequence[Result], speed: Speed) -> dict[str, tuple[float, float | None]]:
+    """Give mean and spread over seeds, averaged over data sets.
+
+    Args:
+        results: Cells of one model.
+        speed: Latency and throughput by cell name.
+
+    Returns:
+        By key: the mean over data sets of the means over seeds, and the standard deviation over seeds of the mean over
+        data sets (``None`` with one seed). A figure that any data set lacks is averaged over the others.
+    """
+    seeds: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        for key, value in values_of(result, speed).items():
+            seeds.setdefault(key, {}).setdefault(result.cell.seed, []).append(value)
+    summary = {}
+    for key, by_seed in seeds.items():
+        means = [mean(values) for values in by_seed.values()]
+        summary[key] = mean(means), stdev(means) if len(means) > 1 else None
+    return summary
+
+
+def to_csv(results: Sequence[Result], speed: Speed) -> str:
+    """Write a row for each cell."""
+    text = io.StringIO()
+    head = ["model", "data", "seed", "teacher_weights", "image_size", "epochs"]
+    writer = csv.DictWriter(text, [*head, *[column.key for column in COLUMNS], "cell"], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        described = {name: getattr(result.cell, name) for name in head}
+        writer.writerow({**described, **values_of(result, speed), "cell": result.cell.name})
+    return text.getvalue()
+
+
+def to_json(results: Sequence[Result], failures: Sequence[Failure], speed: Speed) -> str:
+    """Write all cells, and per data set and over all of them the figures of each model."""
+    grouped = {data: _by_model(cells, speed) for data, cells in group(results, "data").items()}
+    values = {
+        "cells": {result.cell.name: values_of(result, speed) for result in results},
+        "data": grouped,
+        "all": _by_model(results, speed),
+        "failures": {failure.cell.name: failure.message for failure in failures},
+    }
+    return json.dumps(values, indent=1) + "\n"
+
+
+def to_markdown(results: Sequence[Result], failures: Sequence[Failure], speed: Speed) -> str:
+    """Write one table for each data set, one over all, and what is missing and why."""
+    groups = group(results, "data")
+    parts = [f"### {data}\n\n{_table(cells, speed)}" for data, cells in groups.items()]
+    if len(groups) > 1:
+        parts.append(f"### Mean over {len(groups)} data sets\n\n{_table(results, speed)}")
+    if remarks := _remarks(results, failures):
+        parts.append("\n".join(f"- {remark}" for remark in remarks))
+    return "\n\n".join(parts) + "\n"
+
+
+def group(results: Sequence[Result], attribute: str) -> dict[str, list[Result]]:
+    """Group results by an attribute of their cells, in the order in which they come."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(getattr(result.cell, attribute), []).append(result)
+    return groups
+
+
+def _by_model(results: Sequence[Result], speed: Speed) -> dict[str, Any]:
+    return {model: summarize(cells, speed) for model, cells in group(results, "model").items()}
+
+
+def _table(results: Sequence[Result], speed: Speed) -> str:
+    rows = {model: summarize(cells, speed) for model, cells in group(results, "model").items()}
+    columns = [column for column in COLUMNS if any(column.key in row for row in rows.values())]
+    lines = ["| model | " + " | ".join(column.title for column in columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for model, row in rows.items():
+        lines.append(f"| {model} | " + " | ".join(_shown(row.get(c.key), c.digits) for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def _shown(value: tuple[float, float | None] | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    middle, spread = value
+    return f"{middle:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def _remarks(results: Sequence[Result], failures: Sequence[Failure]) -> list[str]:
+    said: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for metric, reason in result.missing.items():
+            said.setdefault((result.cell.data, reason), []).append(metric)
+        for note in result.notes:
+            said.setdefault((result.cell.data, note), []).append(result.cell.model)
+    remarks = [f"{data} ({', '.join(dict.fromkeys(about))}): {text}" for (data, text), about in said.items()]
+    remarks += [f"{f.cell.model} on {f.cell.data}, seed {f.cell.seed}, failed: {f.message}" for f in failures]
+    return remarks
+
+
+def write_tables(folder: RunFolder, speed: Speed) -> str:
+    """Write the summary into the run folder.
+
+    Args:
+        folder: The run folder.
+        speed: Latency and throughput by cell name.
+
+    Returns:
+        The Markdown.
+    """
+    results, failures = folder.results(), folder.failures()
+    markdown = to_markdown(results, failures, speed)
+    folder.write(folder.path / "table.csv", to_csv(results, speed))
+    folder.write(folder.path / "table.json", to_json(results, failures, speed))
+    folder.write(folder.path / "table.md", markdown)
+    return markdown

@@ -1,0 +1,168 @@
+"""Plans: what is compared, defaults of models, categories, and one sentence for each mistake."""
+
+import pytest
+import yaml
+
+from anomalib_mixedteacher.benchmark import command
+from anomalib_mixedteacher.benchmark.plan import parse_plan, read_plan
+from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
+
+PLAN = """
+models:
+  - MixedTeacher
+  - class_path: anomalib.models.Patchcore
+    init_args: {coreset_sampling_ratio: 0.1}
+    name: Patchcore 10 %
+  - {class_path: EfficientAd, image_size: 256, epochs: 3}
+data:
+  - class_path: SyntheticTextures
+    init_args: {num_train: 8}
+    categories: [weave, grain]
+  - {class_path: Folder, init_args: {root: parts, normal_dir: good, name: parts}}
+seeds: [0, 7]
+teacher_weights: random
+image_size: 64
+epochs: 5
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    return read_plan(tmp_path / "plan.yaml")
+
+
+def test_cells_are_all_combinations_with_each_models_usual_values(plan):
+    cells = plan.cells()
+    assert len(cells) == 3 * 3 * 2
+    assert [cell.model for cell in cells[:3]] == ["MixedTeacher", "Patchcore 10 %", "EfficientAd"]
+    assert list(dict.fromkeys(cell.data for cell in cells)) == [
+        "SyntheticTextures/weave",
+        "SyntheticTextures/grain",
+        "parts",
+    ]
+    assert [(c.epochs, c.batch, c.image_size) for c in cells[:3]] == [(5, 8, 64), (1, 32, 64), (3, 1, 256)]
+    assert [cell.seed for cell in cells] == [0] * 9 + [7] * 9
+    assert cells[3].data_args == {"num_train": 8, "category": "grain"}
+    assert cells[6].data_args == {"root": "parts", "normal_dir": "good", "name": "parts"}
+
+
+def test_what_is_written_is_read_again(plan):
+    assert parse_plan(yaml.safe_load(plan.to_yaml()), "a file").cells() == plan.cells()
+
+
+def test_another_configuration_has_another_key(plan):
+    cells = plan.cells()
+    names = {cell.name for cell in cells}
+    assert len(names) == len(cells)
+    longer = parse_plan(yaml.safe_load(plan.to_yaml()) | {"epochs": 6}, "a file").cells()
+    changed = [old.name != new.name for old, new in zip(cells, longer, strict=True)]
+    assert changed == [True, False, False] * 6  # the others do not take the plan's epochs
+    assert [cell.name for cell in read_again(plan).cells()] == [cell.name for cell in cells]
+
+
+def read_again(plan):
+    return parse_plan(yaml.safe_load(plan.to_yaml()), "a file")
+
+
+def test_all_categories_of_a_folder_are_its_subfolders_with_good_images(tmp_path):
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / name / "good").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    entry = {"class_path": "Folder", "init_args": {"root": str(tmp_path), "normal_dir": "good"}, "categories": "all"}
+    cells = parse_plan({"models": ["Stfpm"], "data": [{**entry, "name": "fabric"}]}, "a file").cells()
+    assert [cell.data for cell in cells] == ["fabric/a", "fabric/b"]
+    assert [cell.data_args["root"] for cell in cells] == [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"modles": ["Stfpm"]}, "has no modles: it takes models, data, seeds"),
+        ({"models": []}, "has no models: give at least one"),
+        ({"models": "Stfpm"}, "needs models as a list"),
+        ({"models": ["Stfpm", {"class_path": "anomalib.models.Stfpm"}]}, "Several models are called Stfpm"),
+        ({"models": [{"init_args": {}}]}, "no class_path: name the class"),
+        ({"models": [{"class_path": "Stfpm", "epoch": 3}]}, "has no epoch: it takes class_path, init_args"),
+        ({"seeds": []}, "has no seeds"),
+        ({"epochs": 0}, "epochs is 0: give a whole number"),
+        ({"image_size": "big"}, "image_size is 'big'"),
+        ({"alarm_rate": 5}, "An alarm rate of 5 makes no sense"),
+        ({"data": [{"class_path": "MVTecAD", "categories": "all"}]}, "categories of MVTecAD: give a list"),
+    ],
+)
+def test_mistakes_are_one_sentence(change, sentence):
+    values = {"models": ["Stfpm"], "data": ["SyntheticTextures"]} | change
+    with pytest.raises(MixedTeacherError, match=sentence) as raised:
+        parse_plan(values, "plan.yaml").cells()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="give the YAML file of a benchmark"):
+        read_plan(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("models: [")
+    with pytest.raises(ConfigurationError, match="is no YAML file"):
+        read_plan(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ConfigurationError, match="is not made of keys and values"):
+        read_plan(tmp_path / "list.yaml")
+
+
+class TestCommandLine:
+    """The short form."""
+
+    def plan(self, monkeypatch, *arguments):
+        found = []
+        monkeypatch.setattr(command, "run", lambda plan, folder, jobs: found.append((plan, folder, jobs)) or 0)
+        assert command.main([*arguments, "--output", "run"]) == 0
+        return found[0]
+
+    def test_names_make_a_plan(self, monkeypatch):
+        models = ["--models", 'MixedTeacher:fusion="sum",sigma=2', "Stfpm"]
+        data = ["--data", "SyntheticTextures/grain", "MagneticTile", "--root", "tiles"]
+        numbers = ["--epochs", "3", "--seeds", "1", "2", "--jobs", "2"]
+        plan, folder, jobs = self.plan(monkeypatch, *models, *data, *numbers)
+        cells = plan.cells()
+        assert [cell.model for cell in cells[:2]] == ['MixedTeacher fusion="sum", sigma=2', "Stfpm"]
+        assert cells[0].init_args == {"fusion": "sum", "sigma": 2}
+        assert cells[0].data_args == {"category": "grain"}
+        assert (cells[2].data, cells[2].data_args) == ("MagneticTile", {"root": "tiles"})
+        assert (len(cells), cells[0].epochs, str(folder.path), jobs) == (8, 3, "run", 2)
+
+    def test_a_folder_of_images_is_a_data_set(self, monkeypatch, image_folder):
+        plan, _, _ = self.plan(monkeypatch, "--folder", str(image_folder))
+        (data,) = {cell.data for cell in plan.cells()}
+        assert data == image_folder.name
+        arguments = plan.cells()[0].data_args
+        assert (arguments["normal_dir"], arguments["abnormal_dir"], arguments["mask_dir"]) == ("good", "bad", "mask")
+
+    def test_a_folder_of_categories_is_a_data_set_each(self, monkeypatch, tmp_path):
+        for path in ("a/good", "a/bad", "b/good", "c/other"):
+            (tmp_path / path).mkdir(parents=True)
+        plan, _, _ = self.plan(monkeypatch, "--folder", str(tmp_path), "--models", "Msfd")
+        assert [cell.data for cell in plan.cells()] == [f"{tmp_path.name}/a", f"{tmp_path.name}/b"]
+        assert "abnormal_dir" not in plan.cells()[0].data_args  # b has no defects
+
+    def test_numbers_on_the_command_line_go_before_the_files(self, monkeypatch, tmp_path):
+        (tmp_path / "plan.yaml").write_text(PLAN)
+        plan, _, _ = self.plan(monkeypatch, str(tmp_path / "plan.yaml"), "--epochs", "9", "--alarm-rate", "0.2")
+        assert (plan.epochs, plan.alarm_rate, plan.image_size) == (9, 0.2, 64)
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            ([], "Give a benchmark's YAML file, or --data, or --folder"),
+            (["plan.yaml", "--data", "Folder"], "names models and data: leave --data out"),
+            (["--folder", "none"], "There is no folder none"),
+            (["--data", "SyntheticTextures", "--jobs", "0"], "--jobs is 0"),
+            (["--data", "SyntheticTextures", "--models", "Stfpm:layers"], "layers"),
+        ],
+    )
+    def test_mistakes_are_one_sentence(self, arguments, sentence):
+        with pytest.raises(ConfigurationError, match=sentence):
+            command.main([*arguments, "--output", "run"])
+
+    def test_an_empty_folder_is_told_where_good_images_go(self, tmp_path):
+        with pytest.raises(ConfigurationError, match="has no folder 'good'"):
+            command.main(["--folder", str(tmp_path), "--output", "run"])

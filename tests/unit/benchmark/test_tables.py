@@ -1,0 +1,126 @@
+"""Run folder and tables: mean and spread over seeds, what is missing, nothing half-written."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from anomalib_mixedteacher.benchmark import tables
+from anomalib_mixedteacher.benchmark.result import Calibration, Cell, Result
+from anomalib_mixedteacher.benchmark.run_folder import RunFolder
+from anomalib_mixedteacher.errors import ConfigurationError
+
+CELL = Cell("Stfpm", "Stfpm", {}, "weave", "SyntheticTextures", {"category": "weave"}, 0, "random", 64, 2, 32, 0.05)
+
+
+def result(auroc, model="Stfpm", data="weave", seed=0, **more):
+    cell = replace(CELL, model=model, data=data, seed=seed)
+    values = {
+        "metrics": {"image_AUROC": auroc},
+        "missing": {},
+        "notes": [],
+        "calibration": Calibration(0.5, 0.5, 20, 0.05),
+        "alarms": {"good": (1, 10), "hole": (3, 4), "crack": (0, 2)},
+        "curves": {"roc": [(0.0, 0.0), (1.0, 1.0)]},
+        "costs": {"train_seconds": 3.0},
+    }
+    return Result(cell=cell, **(values | more))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def finish(folder, *results):
+    folder.set_cells([one.cell for one in results])
+    for one in results:
+        with folder.finish(one.cell) as place:
+            (place / "result.json").write_text(one.to_json())
+
+
+def test_results_come_back_in_the_benchmarks_order(folder):
+    results = [result(0.7, model="Z"), result(0.6, model="A"), result(0.5, seed=3)]
+    finish(folder, *results)
+    assert folder.results() == results
+    folder.set_cells([results[1].cell])  # another plan: the others stay in the folder, but are not its cells
+    assert folder.results() == [results[1]]
+
+
+def test_a_cell_that_breaks_off_leaves_nothing(folder):
+    def break_off():
+        with folder.finish(CELL) as place:
+            (place / "result.json").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
+    assert not folder.is_finished(CELL)
+    assert list((folder.path / "cells").iterdir()) == []
+
+
+def test_a_failure_is_kept_until_the_cell_succeeds(folder):
+    folder.set_cells([CELL])
+    folder.fail(CELL, "No luck.")
+    assert [(f.cell, f.message) for f in folder.failures()] == [(CELL, "No luck.")]
+    finish(folder, result(0.5))
+    assert folder.failures() == []
+
+
+def test_another_folder_is_refused(folder):
+    with pytest.raises(ConfigurationError, match="is not the folder of a benchmark"):
+        folder.results()
+
+
+def test_summary_is_the_mean_over_data_with_the_spread_over_seeds():
+    results = [
+        result(auroc, data=data, seed=seed)
+        for (data, seed), auroc in {("a", 0): 0.5, ("b", 0): 0.7, ("a", 1): 0.6, ("b", 1): 1.0}.items()
+    ]
+    mean, spread = tables.summarize(results, {})["image_AUROC"]
+    assert mean == pytest.approx(0.7)
+    assert spread == pytest.approx(((0.6 - 0.7) ** 2 + (0.8 - 0.7) ** 2) ** 0.5)
+    assert tables.summarize(results[:2], {})["image_AUROC"] == (pytest.approx(0.6), None)
+
+
+def test_found_defects_leave_the_good_ones_out():
+    assert tables.values_of(result(0.5), {})["found_rate"] == pytest.approx(3 / 6)
+    assert "found_rate" not in tables.values_of(result(0.5, alarms={"good": (0, 3)}), {})
+
+
+def test_markdown_has_a_table_for_each_data_set_and_says_what_is_missing(folder):
+    lacking = {"pixel_AUROC": "The test set has no masks.", "PRO": "The test set has no masks."}
+    results = [
+        result(0.5, missing=lacking),
+        result(0.7, seed=1, missing=lacking),
+        result(0.9, model="Msfd", notes=["Few images."]),
+        result(0.8, data="grain"),
+    ]
+    finish(folder, *results)
+    failed = replace(CELL, model="Mkd")
+    folder.set_cells([*[one.cell for one in results], failed])
+    folder.fail(failed, "No luck.")
+    speed = {results[0].cell.name: {"latency_ms": 12.34}}
+    text = tables.write_tables(folder, speed)
+    assert text == (folder.path / "table.md").read_text()
+    assert text.splitlines()[:6] == [
+        "### weave",
+        "",
+        "| model | image AUROC | defects found | training s | latency ms |",
+        "| --- | --- | --- | --- | --- |",
+        "| Stfpm | 0.600 ± 0.141 | 0.500 ± 0.000 | 3 ± 0 | 12.3 |",
+        "| Msfd | 0.900 | 0.500 | 3 | - |",
+    ]
+    assert "### Mean over 2 data sets" in text
+    assert text.splitlines()[-3:] == [
+        "- weave (pixel_AUROC, PRO): The test set has no masks.",
+        "- weave (Msfd): Few images.",
+        "- Mkd on weave, seed 0, failed: No luck.",
+    ]
+    rows = list(csv.DictReader(io.StringIO((folder.path / "table.csv").read_text())))
+    assert [row["image_AUROC"] for row in rows] == ["0.5", "0.7", "0.9", "0.8"]
+    values = json.loads((folder.path / "table.json").read_text())
+    assert values["data"]["weave"]["Stfpm"]["image_AUROC"] == [pytest.approx(0.6), pytest.approx(0.02**0.5)]
+    assert values["failures"] == {failed.name: "No luck."}
