@@ -1,6 +1,7 @@
 """Figures of a trained model from its raw predictions, and for each that cannot be had, a sentence that says why."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,13 +139,8 @@ def keep(predictions: Predictions, paths: list[str]) -> KeptPredictions:
     size = min(height, _KEPT_SIDE), min(width, _KEPT_SIDE)
     maps = adaptive_avg_pool2d(predictions.maps[:, None].float(), size)[:, 0]
     masks = adaptive_max_pool2d(predictions.masks[:, None].float(), size)[:, 0] > 0
-    return KeptPredictions(
-        paths, predictions.kinds, predictions.scores.float().numpy(), _half(maps).numpy(), masks.numpy()
-    )
-
-
-def _half(maps: torch.Tensor) -> torch.Tensor:
-    return maps.clamp(*(torch.finfo(torch.float16).max * side for side in (-1, 1))).half()
+    absolute = [str(Path(path).resolve()) for path in paths]
+    return KeptPredictions(absolute, predictions.kinds, predictions.scores.float().numpy(), maps.numpy(), masks.numpy())
 
 
 def _number(value: torch.Tensor) -> float | None:

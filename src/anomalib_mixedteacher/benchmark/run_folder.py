@@ -48,27 +48,35 @@ class KeptPredictions:
         paths: Files of the images, ``(N,)``.
         kinds: Name of each image's defect, ``"good"`` for none, ``(N,)``.
         scores: Raw image scores, ``(N,)``.
-        maps: Raw anomaly maps, ``(N, h, w)`` in half precision, at most 128 pixels a side.
+        maps: Raw anomaly maps, ``(N, h, w)``, at most 128 pixels a side; in the file to half precision.
         masks: Ground truth of the same size, ``(N, h, w)``; all false where there is none.
     """
 
     paths: Sequence[str]
     kinds: Sequence[str]
     scores: NDArray[np.float32]
-    maps: NDArray[np.float16]
+    maps: NDArray[np.float32]
     masks: NDArray[np.bool_]
 
     def save(self, path: Path) -> None:
         """Write as a compressed ``.npz`` file."""
-        paths, kinds = np.array(self.paths), np.array(self.kinds)
-        np.savez_compressed(path, paths=paths, kinds=kinds, scores=self.scores, maps=self.maps, masks=self.masks)
+        largest = np.abs(self.maps).max(initial=np.finfo(np.float32).tiny)
+        arrays = {
+            "paths": np.array(self.paths),
+            "kinds": np.array(self.kinds),
+            "scores": self.scores,
+            "maps": (self.maps / largest).astype(np.float16),  # a product of distances may be far below its range
+            "largest": largest,
+            "masks": self.masks,
+        }
+        np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "KeptPredictions":
         """Read what :meth:`save` wrote."""
         with np.load(path) as file:
             paths, kinds = file["paths"].tolist(), file["kinds"].tolist()
-            return cls(paths, kinds, file["scores"], file["maps"], file["masks"])
+            return cls(paths, kinds, file["scores"], file["maps"] * file["largest"], file["masks"])
 
 
 class RunFolder:

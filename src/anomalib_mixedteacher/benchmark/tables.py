@@ -62,25 +62,31 @@ def values_of(result: Result, speed: Speed) -> dict[str, float]:
     return {column.key: values[column.key] for column in COLUMNS if column.key in values}
 
 
-def summarize(results: Sequence[Result], speed: Speed) -> dict[str, tuple[float, float | None]]:
+def summarize(
+    results: Sequence[Result], speed: Speed, needed: Mapping[str, set[str]] | None = None
+) -> dict[str, tuple[float, float | None]]:
     """Give mean and spread over seeds, averaged over data sets.
 
     Args:
         results: Cells of one model.
         speed: Latency and throughput by cell name.
+        needed: Data sets that a figure's mean is over, by key; seeds that lack one do not count, since means over
+            different data sets cannot be compared. By default whatever is there.
 
     Returns:
         By key: the mean over data sets of the means over seeds, and the standard deviation over seeds of the mean over
-        data sets (``None`` with one seed). A figure that any data set lacks is averaged over the others.
+        data sets (``None`` with one seed).
     """
-    seeds: dict[str, dict[int, list[float]]] = {}
+    seeds: dict[str, dict[int, dict[str, float]]] = {}
     for result in results:
         for key, value in values_of(result, speed).items():
-            seeds.setdefault(key, {}).setdefault(result.cell.seed, []).append(value)
+            seeds.setdefault(key, {}).setdefault(result.cell.seed, {})[result.cell.data] = value
     summary = {}
     for key, by_seed in seeds.items():
-        means = [mean(values) for values in by_seed.values()]
-        summary[key] = mean(means), stdev(means) if len(means) > 1 else None
+        complete = [values for values in by_seed.values() if needed is None or values.keys() == needed[key]]
+        if complete:
+            means = [mean(values.values()) for values in complete]
+            summary[key] = mean(means), stdev(means) if len(means) > 1 else None
     return summary
 
 
@@ -127,12 +133,16 @@ def group(results: Sequence[Result], attribute: str) -> dict[str, list[Result]]:
     return groups
 
 
-def _by_model(results: Sequence[Result], speed: Speed) -> dict[str, Any]:
-    return {model: summarize(cells, speed) for model, cells in group(results, "model").items()}
+def _by_model(results: Sequence[Result], speed: Speed) -> dict[str, dict[str, tuple[float, float | None]]]:
+    needed: dict[str, set[str]] = {}
+    for result in results:
+        for key in values_of(result, speed):
+            needed.setdefault(key, set()).add(result.cell.data)
+    return {model: summarize(cells, speed, needed) for model, cells in group(results, "model").items()}
 
 
 def _table(results: Sequence[Result], speed: Speed) -> str:
-    rows = {model: summarize(cells, speed) for model, cells in group(results, "model").items()}
+    rows = _by_model(results, speed)
     columns = [column for column in COLUMNS if any(column.key in row for row in rows.values())]
     lines = ["| model | " + " | ".join(column.title for column in columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for model, row in rows.items():

@@ -85,6 +85,13 @@ def test_summary_is_the_mean_over_data_with_the_spread_over_seeds():
     assert tables.summarize(results[:2], {})["image_AUROC"] == (pytest.approx(0.6), None)
 
 
+def test_a_mean_over_data_sets_needs_all_of_them():
+    results = [result(0.5, data="a"), result(0.9, data="b"), result(0.8, model="Msfd", data="a")]
+    found = json.loads(tables.to_json(results, [], {}))["all"]
+    assert found["Stfpm"]["image_AUROC"] == [pytest.approx(0.7), None]
+    assert "image_AUROC" not in found["Msfd"]
+
+
 def test_found_defects_leave_the_good_ones_out():
     assert tables.values_of(result(0.5), {})["found_rate"] == pytest.approx(3 / 6)
     assert "found_rate" not in tables.values_of(result(0.5, alarms={"good": (0, 3)}), {})
