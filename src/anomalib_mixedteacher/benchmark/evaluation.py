@@ -18,6 +18,7 @@ from anomalib_mixedteacher.benchmark.run_folder import KeptPredictions
 from anomalib_mixedteacher.benchmark.scores import PRO_LIMIT, Predictions
 from anomalib_mixedteacher.calibration.conformal import smallest_alarm_rate
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.components.raw_scores import to_unit_range
 
 IMAGE_METRICS = ("image_AUROC", "image_F1", "image_AP")
 PIXEL_METRICS = ("pixel_AUROC", "PRO", "pixel_F1")
@@ -47,13 +48,14 @@ def compute_metrics(
     curves: dict[str, Points] = {}
     missing = dict(_reasons(p, calibration))
     if "image_AUROC" not in missing:
-        metrics["image_AUROC"] = binary_auroc(p.scores, p.labels).item()
-        metrics["image_AP"] = binary_average_precision(p.scores, p.labels).item()
+        scores = to_unit_range(p.scores)
+        metrics["image_AUROC"] = binary_auroc(scores, p.labels).item()
+        metrics["image_AP"] = binary_average_precision(scores, p.labels).item()
         metrics["image_F1"] = _f1_max(p.scores, p.labels)
-        curves["roc"] = _points(*binary_roc(p.scores, p.labels)[:2])
+        curves["roc"] = _points(*binary_roc(scores, p.labels)[:2])
     if "pixel_AUROC" not in missing:
         maps, masks = p.maps.flatten(), p.masks.flatten()
-        metrics["pixel_AUROC"] = binary_auroc(maps, masks).item()
+        metrics["pixel_AUROC"] = binary_auroc(to_unit_range(maps), masks).item()
         metrics["pixel_F1"] = _f1_max(maps, masks)
         pro = AUPRO(fpr_limit=PRO_LIMIT)
         pro.update(p.maps, p.masks)

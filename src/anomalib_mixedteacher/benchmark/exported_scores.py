@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2 import functional
 
 from anomalib_mixedteacher.benchmark.exported_file import ExportedFile, input_size
+from anomalib_mixedteacher.components.raw_scores import to_unit_range
 
 _OUTPUT = "pred_score"
 
@@ -52,4 +53,4 @@ def score_file(file: ExportedFile, test: AnomalibDataset) -> FileScore | None:
         labels.append(int(torch.as_tensor(item.gt_label)))
     values = torch.tensor(scores)
     tied = ((values == 0) | (values == 1)).float().mean().item()
-    return FileScore(binary_auroc(values, torch.tensor(labels)).item(), tied > 0.5)
+    return FileScore(binary_auroc(to_unit_range(values), torch.tensor(labels)).item(), tied > 0.5)

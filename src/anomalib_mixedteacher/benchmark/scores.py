@@ -15,6 +15,8 @@ from anomalib.pre_processing import PreProcessor
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.tv_tensors import Mask
 
+from anomalib_mixedteacher.components.raw_scores import to_unit_range
+
 PRO_LIMIT = 0.3  # share of false positive pixels up to which the region overlap is integrated; anomalib's and MVTec's
 
 
@@ -75,14 +77,15 @@ def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, f
         entry per kind of defect, each in ``[0, 1]``.
     """
     p = predictions
-    result = {"image_AUROC": binary_auroc(p.scores, p.labels).item()}
+    scores = to_unit_range(p.scores)
+    result = {"image_AUROC": binary_auroc(scores, p.labels).item()}
     if p.masks.any():
-        result["pixel_AUROC"] = binary_auroc(p.maps.flatten(), p.masks.flatten()).item()
+        result["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
     groups = {"+".join(pool): set(pool)} if pool else {}
     groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {"good"})}
     for name, kinds in groups.items():
         chosen = torch.tensor([kind == "good" or kind in kinds for kind in p.kinds])
-        result[name] = binary_auroc(p.scores[chosen], p.labels[chosen]).item()
+        result[name] = binary_auroc(scores[chosen], p.labels[chosen]).item()
     return result
 
 

@@ -22,6 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor, has_good, hold_out
+from anomalib_mixedteacher.components.raw_scores import to_unit_range
 from anomalib_mixedteacher.components.training_data import check_training_data, training_fingerprint
 from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
@@ -198,7 +199,7 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any) ->
 def _image_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
     results = [(float(model(image)["pred_score"].ravel()[0]), int(batch.gt_label)) for image, batch in items]
     scores, labels = zip(*results, strict=True)
-    return binary_auroc(torch.tensor(scores), torch.tensor(labels)).item()
+    return binary_auroc(to_unit_range(torch.tensor(scores)), torch.tensor(labels)).item()
 
 
 def _pixel_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
@@ -207,7 +208,7 @@ def _pixel_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
         anomaly_map = model(image)["anomaly_map"]
         maps.append(torch.from_numpy(anomaly_map.ravel().copy()))
         masks.append(quality.mask_of(batch, anomaly_map.shape[-2:]).ravel())
-    return binary_auroc(torch.cat(maps), torch.cat(masks)).item()
+    return binary_auroc(to_unit_range(torch.cat(maps)), torch.cat(masks)).item()
 
 
 def _measure(
