@@ -1,10 +1,11 @@
 """``python -m anomalib_mixedteacher.benchmark.training_cost``: what an epoch costs, against the official recipe's.
 
 The official recipe trains the students one after the other, so its epoch is two passes over the images. Each pass needs
-the student's own teacher only and runs no other, which is the reading most favourable to the official recipe; so is the
-students' batch normalisation in evaluation mode from the second epoch on, as the official code has it. Everything else
-is anomalib's Engine as a user runs it, without validation. All variants run in turn within one process, another one
-first in each round. Epochs count from the second on; a run's start (checking images, loading teachers) does not count.
+the student's own teacher only and runs no other, which is the reading most favourable to the official recipe
+(``both_teachers`` is the other one); so is the students' batch normalisation in evaluation mode from the second epoch
+on, as the official code has it. Everything else is anomalib's Engine as a user runs it, without validation. All
+variants run in turn within one process, another one first in each round. Epochs count from the second on; a run's start
+(checking images, loading teachers) does not count.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 from unittest import mock
@@ -37,16 +39,24 @@ from anomalib_mixedteacher.benchmark.fresh_process import peak_memory
 from anomalib_mixedteacher.benchmark.speed import available_cores, processor_name
 from anomalib_mixedteacher.benchmark.speed_models import prepare_data
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
+from anomalib_mixedteacher.components import distillation_module
 from anomalib_mixedteacher.components.distillation_module import TEACHER_STATISTICS_IMAGES
+from anomalib_mixedteacher.components.heap import KeptHeap
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.training_data import sample_batches
 from anomalib_mixedteacher.errors import MixedTeacherError
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel
 
-OFFICIAL, OURS, CHANNELS_LAST = "official", "MixedTeacher", "MixedTeacher:channels_last"
-UNCACHED, BFLOAT16, PEER = "MixedTeacher:feature_cache=0", "MixedTeacher:bf16-mixed", "Stfpm"
-NAMES = [OFFICIAL, OURS, UNCACHED, CHANNELS_LAST, BFLOAT16, PEER]
+OFFICIAL, BOTH, OURS, PEER = "official", "official:both_teachers", "MixedTeacher", "Stfpm"
+FROZEN, UNCACHED, BFLOAT16 = "MixedTeacher:freeze_bn", "MixedTeacher:feature_cache=0", "MixedTeacher:bf16-mixed"
+CONTIGUOUS, USUAL_HEAP, COMPILED = "MixedTeacher:contiguous", "MixedTeacher:usual_heap", "MixedTeacher:compile"
+NAMES = [OFFICIAL, BOTH, OURS, FROZEN, UNCACHED, CONTIGUOUS, USUAL_HEAP, BFLOAT16, COMPILED, PEER]
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    FROZEN: {"freeze_bn_after_first_epoch": True},
+    UNCACHED: {"feature_cache": 0},
+    COMPILED: {"compile_students": True},
+}
 LEARNING_RATE = 4e-4
 OPERATORS = 12
 
@@ -100,17 +110,22 @@ class LoopProfiler(LambdaCallback):
             self.profile.stop()
 
 
-def channels_last() -> Callback:
-    """Make what keeps a model's weights and its training images in channels-last order."""
-    order = {"memory_format": torch.channels_last}
-    return LambdaCallback(
-        on_fit_start=lambda _, module: module.model.to(**order),
-        # comes before the pre-processor, whose transform keeps the order
-        on_train_batch_start=lambda _, __, batch, ___: batch.update(image=batch.image.contiguous(**order)),
-    )
+@contextmanager
+def without(name: str) -> Iterator[None]:
+    """Train without what a variant leaves out of our training's layout of memory."""
+    if name == CONTIGUOUS:
+        with mock.patch.object(distillation_module, "suits_channels_last", return_value=False):
+            yield
+    elif name == USUAL_HEAP:
+        with mock.patch.object(KeptHeap, "on_fit_start"):
+            yield
+    else:
+        yield
 
 
-def train_officially(model: MixedTeacherModel, loader: DataLoader, transform: Transform, epochs: int) -> list[Epoch]:
+def train_officially(
+    model: MixedTeacherModel, loader: DataLoader, transform: Transform, epochs: int, both: bool = False
+) -> list[Epoch]:
     """Train the students one after the other, each with its own teacher in the loop, in float32.
 
     Args:
@@ -118,6 +133,7 @@ def train_officially(model: MixedTeacherModel, loader: DataLoader, transform: Tr
         loader: Batches of good images.
         transform: What normalises a batch of images.
         epochs: Passes over the images for each student.
+        both: Run the other teacher as well, and leave its features alone.
 
     Returns:
         Time by epoch, both students' passes together.
@@ -133,7 +149,8 @@ def train_officially(model: MixedTeacherModel, loader: DataLoader, transform: Tr
             student.train(epoch == 0)
             for batch in loader:
                 images = transform(batch.image.to(device))
-                loss = loss_of({name: model.teachers[name](images)}, {name: student(images)})[name]
+                features = model.teacher_features(images) if both else {name: model.teachers[name](images)}
+                loss = loss_of({name: features[name]}, {name: student(images)})[name]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -157,16 +174,15 @@ def train(name: str, settings: argparse.Namespace, *callbacks: Callback) -> list
     lightning.seed_everything(0, verbose=False)
     datamodule = prepare_data(settings)
     datamodule.train_batch_size = settings.batch
-    if name == OFFICIAL:
-        return _train_officially(datamodule, settings)
-    arguments = {"feature_cache": 0} if name == UNCACHED else {}
+    if name in {OFFICIAL, BOTH}:
+        return _train_officially(datamodule, settings, both=name == BOTH)
+    arguments = ARGUMENTS.get(name, {})
     model, needed = build(name.partition(":")[0], settings.teacher_weights, settings.image_size, **arguments)
-    more = [channels_last()] if name == CHANNELS_LAST else []
     timer = EpochTimer()
     # a cache folder of its own: a file of features that an earlier run left would spare the first epoch its teachers
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {CACHE_VARIABLE: folder}):
         engine = Engine(
-            [timer, *needed, *more, *callbacks],
+            [timer, *needed, *callbacks],
             default_root_dir=folder,
             accelerator=settings.device,
             devices=1,
@@ -176,11 +192,12 @@ def train(name: str, settings: argparse.Namespace, *callbacks: Callback) -> list
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        engine.fit(model=model, datamodule=datamodule)
+        with without(name):
+            engine.fit(model=model, datamodule=datamodule)
     return timer.epochs
 
 
-def _train_officially(datamodule: AnomalibDataModule, settings: argparse.Namespace) -> list[Epoch]:
+def _train_officially(datamodule: AnomalibDataModule, settings: argparse.Namespace, both: bool) -> list[Epoch]:
     size = (settings.image_size, settings.image_size)
     datamodule.train_data.augmentations = Resize(size, antialias=True)  # where the Engine puts the transform's resize
     loader, transform = datamodule.train_dataloader(), default_transform(size)
@@ -190,7 +207,7 @@ def _train_officially(datamodule: AnomalibDataModule, settings: argparse.Namespa
         images = torch.cat([transform(batch.image) for batch in sample_batches(loader, TEACHER_STATISTICS_IMAGES)])
         for teacher in model.teachers.values():
             teacher.set_normalization_statistics(images)
-    return train_officially(model.to(settings.device), loader, transform, settings.epochs)
+    return train_officially(model.to(settings.device), loader, transform, settings.epochs, both)
 
 
 def table(measured: Mapping[str, Sequence[Sequence[Epoch]]]) -> str:

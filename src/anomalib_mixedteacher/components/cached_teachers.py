@@ -8,26 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.transforms import v2
 
 from anomalib_mixedteacher.cache_folder import cache_folder
+from anomalib_mixedteacher.components.deterministic import varying
 from anomalib_mixedteacher.components.distillation_model import DistillationModel
 from anomalib_mixedteacher.components.feature_cache import FeatureCache, cache_key
+from anomalib_mixedteacher.components.speedups import is_asynchronous
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import CacheError
 
 logger = logging.getLogger(__name__)
 
-# Transforms that give an image the same result at each call. Others may draw at random, and switch the cache off.
-DETERMINISTIC = (
-    *(v2.Compose, v2.Resize, v2.Normalize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.Identity),
-    *(v2.ToDtype, v2.ToImage, v2.ToPureTensor, v2.RGB, v2.GaussianBlur),
-)
-
-
 CHECKSUM = "checksum"  # kept beside the teachers' features
 _PROJECTIONS = 8
 _TOLERANCE = 0.02  # projections of an unchanged image differ by float16's rounding, 0.002 at most
+_BATCHES_UNCHECKED = 16  # on an accelerator, where a look at a result waits for everything queued before it
 
 
 class CachedTeachers:
@@ -38,7 +33,7 @@ class CachedTeachers:
 
     Files and transforms name an image, but a callback or a collate function may change it all the same. So some random
     projections of what the teachers saw are kept as well; where an image no longer agrees with them, the cache is given
-    up.
+    up: at once on the CPU, within 16 batches on an accelerator.
 
     Args:
         model: Networks with loaded teachers.
@@ -50,6 +45,8 @@ class CachedTeachers:
         self._model = model
         self._cache: FeatureCache | None = cache
         self._digests = digests
+        self._disagreement: torch.Tensor | None = None
+        self._unchecked = 0
 
     def features(self, images: torch.Tensor, paths: Sequence[str] | None) -> dict[str, list[torch.Tensor]]:
         """Give the teachers' features of a batch.
@@ -65,24 +62,45 @@ class CachedTeachers:
             return self._model.teacher_features(images)
         digests = [self._digests[path] for path in paths]
         seen = _project(images)
-        kept = self._cache.get(digests)
+        kept = self._cache.get(digests, images.device)
         if kept is None:
-            computed = self._model.teacher_features(images)
             try:
-                self._cache.put(digests, {**computed, CHECKSUM: [seen[:, :, None, None]]})
+                self._cache.put(digests, {**self._compute(images), CHECKSUM: [seen[:, :, None, None]]})
             except CacheError as error:
-                return self._without_cache(images, str(error))
-            kept = self._cache.get(digests)
+                self._give_up(str(error))
+                return self._model.teacher_features(images)
+            kept = self._cache.get(digests, images.device)
             assert kept is not None  # just put there
         known = kept.pop(CHECKSUM)[0].flatten(1)
-        if not torch.allclose(seen.cpu(), known, rtol=_TOLERANCE, atol=_TOLERANCE):
-            return self._without_cache(images, "an image is not what it was, although its file and transforms are.")
-        return {name: [part.to(images.device, non_blocking=True) for part in maps] for name, maps in kept.items()}
+        disagreement = torch.isclose(seen, known, rtol=_TOLERANCE, atol=_TOLERANCE).logical_not().any()
+        self._disagreement = disagreement if self._disagreement is None else self._disagreement | disagreement
+        self._unchecked += 1
+        if self._unchecked >= (_BATCHES_UNCHECKED if is_asynchronous(images.device) else 1):
+            self.check()
+        return self._model.teacher_features(images) if self._cache is None else kept
 
-    def _without_cache(self, images: torch.Tensor, reason: str) -> dict[str, list[torch.Tensor]]:
+    def check(self) -> None:
+        """Give the cache up if an image that came since the last check is not what it was."""
+        disagreement, self._disagreement, self._unchecked = self._disagreement, None, 0
+        if disagreement is not None and bool(disagreement):
+            self._give_up("an image is not what it was, although its file and transforms are.")
+
+    def _compute(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """Compute features, on the CPU of one image at a time.
+
+        There the last bits depend on how many are computed at once, and after an interruption an image may be seen for
+        the first time in another batch.
+        """
+        parts = images.split(1) if images.device.type == "cpu" else (images,)
+        computed = [self._model.teacher_features(part) for part in parts]
+        return {
+            name: [torch.cat(level) for level in zip(*(maps[name] for maps in computed), strict=True)]
+            for name in computed[0]
+        }
+
+    def _give_up(self, reason: str) -> None:
         logger.warning("Training without the cache of teachers' features: %s", reason)
         self.close()
-        return self._model.teacher_features(images)
 
     def close(self) -> None:
         """Release the memory or the file; from then on features are computed."""
@@ -92,7 +110,7 @@ class CachedTeachers:
 
 
 def cached_teachers(
-    model: DistillationModel, digests: Mapping[str, str], transforms: Sequence[Any], budget: int, **settings: Any
+    model: DistillationModel, digests: Mapping[str, str], transforms: Sequence[Any], budget: float, **settings: Any
 ) -> CachedTeachers | None:
     """Set up the cache of a training run.
 
@@ -107,9 +125,9 @@ def cached_teachers(
     Returns:
         The teachers; ``None`` if a transform may draw at random, or if there are no image files.
     """
-    varying = [name for transform in transforms for name in _varying(transform)]
-    if varying:
-        logger.info("Teachers see every image in every epoch: %s may change images at random.", ", ".join(varying))
+    reasons = [name for transform in transforms for name in varying(transform)]
+    if reasons:
+        logger.info("Teachers see every image in every epoch: %s may change images at random.", ", ".join(reasons))
         return None
     if not digests:
         return None
@@ -122,7 +140,7 @@ def cached_teachers(
         folder = cache_folder("teacher_features")
     except RuntimeError:  # there is no home directory: memory only
         folder = None
-    cache = FeatureCache(key, len(set(digests.values())), budget * 2**20, folder)
+    cache = FeatureCache(key, len(set(digests.values())), int(budget * 2**20), folder)
     return CachedTeachers(model, cache, digests)
 
 
@@ -142,14 +160,3 @@ def _project(images: torch.Tensor) -> torch.Tensor:
 def _directions(size: int, device: torch.device) -> torch.Tensor:
     directions = torch.randn(size, _PROJECTIONS, generator=torch.Generator().manual_seed(0))
     return (directions / size**0.5).to(device)
-
-
-def _varying(transform: Any) -> list[str]:
-    """Name the parts of a transform that are not known to be deterministic."""
-    if transform is None:
-        return []
-    if type(transform) is v2.Compose:
-        return [name for part in transform.transforms for name in _varying(part)]
-    # a Gaussian blur of several widths draws one
-    fixed = not isinstance(transform, v2.GaussianBlur) or len(set(transform.sigma)) == 1
-    return [] if type(transform) in DETERMINISTIC and fixed else [type(transform).__name__]

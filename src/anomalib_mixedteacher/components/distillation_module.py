@@ -11,6 +11,7 @@ import torch
 from anomalib import LearningType, TaskType
 from anomalib.data import AnomalibDataModule, Batch
 from anomalib.deploy import CompressionType, ExportType
+from anomalib.engine.plugins import AnomalibCheckpointIO
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -25,10 +26,22 @@ from torchmetrics import MeanMetric, Metric
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.restore import restore_post_processor
 from anomalib_mixedteacher.components.cached_teachers import CachedTeachers, cached_teachers, digest_files
+from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
 from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
 from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
+from anomalib_mixedteacher.components.heap import KeptHeap
 from anomalib_mixedteacher.components.images import check_file_size
+from anomalib_mixedteacher.components.kept_images import KeptData, keep_images
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
+from anomalib_mixedteacher.components.resume import ResumedOrder
+from anomalib_mixedteacher.components.saturation import Saturation
+from anomalib_mixedteacher.components.speedups import (
+    is_asynchronous,
+    slow_down,
+    speed_up,
+    students_context,
+    suits_channels_last,
+)
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_batches, training_fingerprint
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import ConfigurationError
@@ -76,6 +89,7 @@ class DistillationModule(_Base):
         max_epochs: int,
         early_stopping_patience: int | None,
         feature_cache: int,
+        compile_students: bool = False,
     ) -> None:
         """Take the networks and the recipe.
 
@@ -86,7 +100,9 @@ class DistillationModule(_Base):
             max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
             early_stopping_patience: Stop after this many validations without a lower loss on the good validation
                 images; ``None`` never stops early.
-            feature_cache: Memory for the teachers' features in MiB, from which on a file is used; 0 keeps none.
+            feature_cache: Memory in MiB for decoded images, which take up to a half of it, and for the teachers'
+                features, for which from there on a file is used; 0 keeps none.
+            compile_students: Compile the students for training, by ``torch.compile``.
 
         Raises:
             ConfigurationError: If ``feature_cache`` is negative.
@@ -102,8 +118,12 @@ class DistillationModule(_Base):
         self.loss = self.configure_loss()
         self._val_loss = MeanMetric()
         self.feature_cache = feature_cache
+        self.compile_students = compile_students
+        self._channels_last = False
+        self._compiled = False
         self._training_data: dict[str, Any] | None = None
         self._cached_teachers: CachedTeachers | None = None
+        self._kept_images: KeptData | None = None
 
     @abstractmethod
     def configure_loss(self) -> DistillationLoss:
@@ -115,16 +135,27 @@ class DistillationModule(_Base):
         return {name: self.hparams[name] for name in inspect.signature(type(self.model)).parameters}
 
     def setup(self, stage: str) -> None:
-        """Train for ``max_epochs`` where the trainer was given no number of epochs.
+        """Prepare students and images, and train for ``max_epochs`` where the trainer was given no number of epochs.
 
         Raises:
             ConfigurationError: If the trainer's precision is a pure half precision.
         """
-        if str(self.trainer.precision) in {"16-true", "bf16-true"}:
-            msg = f"trainer.precision={self.trainer.precision} is too coarse: use 16-mixed or bf16-mixed instead."
+        precision, strategy = str(self.trainer.precision), self.trainer.strategy
+        if precision in {"16-true", "bf16-true"}:
+            msg = f"trainer.precision={precision} is too coarse: use 16-mixed or bf16-mixed instead."
             raise ConfigurationError(msg)
+        if stage != "fit":
+            return
+        if type(strategy.checkpoint_io) is AnomalibCheckpointIO:  # not one of the user's
+            strategy.checkpoint_io = WholeCheckpointIO(strategy.checkpoint_io.extra_safe_globals)
+        self._channels_last = suits_channels_last(strategy.root_device, precision)
+        self._compiled = self.compile_students
+        speed_up(self.model.students, self._channels_last, self._compiled)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.feature_cache and isinstance(datamodule, AnomalibDataModule):
+            self._kept_images = keep_images(datamodule, self.feature_cache * 2**20 // 2)
         fit_loop = self.trainer.fit_loop
-        if stage == "fit" and fit_loop.max_epochs == LIGHTNING_FALLBACK_EPOCHS and fit_loop.max_steps == -1:
+        if fit_loop.max_epochs == LIGHTNING_FALLBACK_EPOCHS and fit_loop.max_steps == -1:
             logger.info("No trainer.max_epochs given: training for this model's %d epochs.", self.max_epochs)
             fit_loop.max_epochs = self.max_epochs
 
@@ -150,18 +181,35 @@ class DistillationModule(_Base):
                     teacher.set_normalization_statistics(images)
         if self.feature_cache and (self._transform is not None or not self.pre_processor):
             transforms = [getattr(dataset, "augmentations", None), self._transform]
+            taken = self._kept_images.size / 2**20 if self._kept_images else 0
             self._cached_teachers = cached_teachers(
                 self.model,
                 digests | self._validation_digests(),
                 transforms,
-                self.feature_cache,
+                self.feature_cache - taken,
                 version=__version__,
                 precision=str(self.trainer.precision),
             )
 
     def on_train_end(self) -> None:
         """Release the teachers' features."""
+        if self._cached_teachers is not None:
+            self._cached_teachers.check()
         self.release_features()
+
+    def teardown(self, stage: str) -> None:
+        """Leave the students and the datamodule as they were."""
+        del stage
+        self.undo_setup()
+
+    def undo_setup(self) -> None:
+        """Take back what :meth:`setup` did to the students and the datamodule."""
+        if self._channels_last or self._compiled:
+            slow_down(self.model.students)
+        self._channels_last = self._compiled = False
+        if self._kept_images is not None:
+            self._kept_images.release()
+        self._kept_images = None
 
     def release_features(self) -> None:
         """Release the memory or the file with the teachers' features."""
@@ -182,12 +230,15 @@ class DistillationModule(_Base):
         """
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
-        losses = self.loss(self.teacher_features(images, _paths(batch)), self.model.student_features(images))
+        losses = self.loss(*self.both_features(images, _paths(batch)))
         loss = torch.stack(list(losses.values())).sum()
         if len(losses) > 1:
             parts = {f"train_loss_{name}": value.detach() for name, value in losses.items()}
             self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images))
+        # the progress bar reads what it shows after each step
+        shown = not is_asynchronous(self.device)
+        arguments: dict[str, Any] = {"batch_size": len(images), "prog_bar": shown, "sync_dist": True}
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, **arguments)
         return {"loss": loss}
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -203,7 +254,7 @@ class DistillationModule(_Base):
         """
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
-        teacher, student = self.teacher_features(images, _paths(batch)), self.model.student_features(images)
+        teacher, student = self.both_features(images, _paths(batch))
         loss = torch.stack(list(self.loss.per_image(teacher, student).values())).sum(dim=0)
         good = torch.eq(cast("torch.Tensor", batch.gt_label), 0)
         self._val_loss.update(loss, weight=good.to(loss.dtype))
@@ -213,7 +264,7 @@ class DistillationModule(_Base):
         """Log the loss of the good validation images, if there were any."""
         loss = self._val_loss.compute()
         if not loss.isnan():
-            self.log("val_loss", loss, prog_bar=True)
+            self.log("val_loss", loss, prog_bar=True, sync_dist=True)
         self._val_loss.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
@@ -249,8 +300,9 @@ class DistillationModule(_Base):
         return config
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Add early stopping on the good validation images' loss to anomalib's callbacks."""
-        callbacks = [*cast("Sequence[Callback]", super().configure_callbacks()), _Release()]
+        """Add to anomalib's callbacks what resumes and ends training, by the good validation images' loss."""
+        callbacks = [*cast("Sequence[Callback]", super().configure_callbacks())]
+        callbacks += [_Release(), ResumedOrder(), Saturation(), KeptHeap()]
         if self.early_stopping_patience is not None:
             # not strict: without good validation images there is no such loss
             patience = self.early_stopping_patience
@@ -288,6 +340,8 @@ class DistillationModule(_Base):
         super().on_save_checkpoint(checkpoint)
         about = {"version": __version__, "model": _public_name(type(self))}
         checkpoint["anomalib_mixedteacher"] = about | self.provenance
+        state = checkpoint["state_dict"]  # in the usual order of memory, whatever training used
+        checkpoint["state_dict"] = {name: value.contiguous() for name, value in state.items()}
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -406,6 +460,7 @@ class DistillationModule(_Base):
             self.hparams.update(saved)
             self.model = type(self.model)(**saved)
             self.loss = self.configure_loss()
+            speed_up(self.model.students, self._channels_last, self._compiled)
 
     def teacher_features(self, images: torch.Tensor, paths: Sequence[str] | None) -> dict[str, list[torch.Tensor]]:
         """Give the teachers' features, in training from the second time on without the teachers.
@@ -421,9 +476,17 @@ class DistillationModule(_Base):
             return self.model.teacher_features(images)
         return self._cached_teachers.features(images, paths)
 
+    def both_features(self, images: torch.Tensor, paths: Sequence[str] | None) -> tuple[Features, Features]:
+        """Give the teachers' features as :meth:`teacher_features` does, and the students'."""
+        if self._channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        teacher = self.teacher_features(images, paths)
+        with students_context(self._compiled):
+            return teacher, self.model.student_features(images)
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the teachers' features out of copies and pickles."""
-        return {**super().__getstate__(), "_cached_teachers": None}
+        """Leave the teachers' features and the images out of copies and pickles."""
+        return {**super().__getstate__(), "_cached_teachers": None, "_kept_images": None}
 
     def good_features(self) -> Iterator[tuple[Features, Features]]:
         """Compute features of a sample of the training images.
@@ -433,7 +496,7 @@ class DistillationModule(_Base):
             at each call.
         """
         for images, paths in self._good_images(STATISTICS_IMAGES):
-            yield self.teacher_features(images, paths), self.model.student_features(images)
+            yield self.both_features(images, paths)
 
     def _good_images(self, count: int) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
         for batch in sample_batches(cast("DataLoader", self.trainer.train_dataloader), count):
@@ -447,6 +510,8 @@ class DistillationModule(_Base):
     def _validation_digests(self) -> dict[str, str]:
         """Digests of the validation images, where these go through what the training images go through."""
         dataset: Any = getattr(self.trainer.val_dataloaders, "dataset", None)
+        if not self.trainer.enable_validation:
+            return {}
         if dataset is None:  # validation begins in a later epoch
             dataset = getattr(getattr(self.trainer, "datamodule", None), "val_data", None)
         ours = getattr(self.trainer.train_dataloader.dataset, "augmentations", None)  # type: ignore[union-attr]
@@ -456,11 +521,13 @@ class DistillationModule(_Base):
 
 
 class _Release(Callback):
-    """Releases the teachers' features where training ends in an exception, for which modules have no hook."""
+    """Takes training's preparations back where it ends in an exception, for which modules have no hook."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         del trainer, exception
-        cast("DistillationModule", pl_module).release_features()
+        module = cast("DistillationModule", pl_module)
+        module.release_features()
+        module.undo_setup()
 
 
 def _public_name(model_class: type) -> str:

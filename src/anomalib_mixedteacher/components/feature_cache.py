@@ -154,19 +154,23 @@ class FeatureCache:
             self.close()
             raise
 
-    def get(self, digests: Sequence[str]) -> dict[str, list[torch.Tensor]] | None:
+    def get(self, digests: Sequence[str], device: torch.device | str = "cpu") -> dict[str, list[torch.Tensor]] | None:
         """Give the features of a batch.
 
         Args:
             digests: SHA-256 of each image file's content.
+            device: Where the maps are needed. A GPU is not waited for.
 
         Returns:
-            float32 maps of shape ``(B, C_i, H_i, W_i)`` by teacher name, on the CPU, in memory of their own; ``None``
-            unless all images are there.
+            float32 maps of shape ``(B, C_i, H_i, W_i)`` by teacher name, in memory of their own; ``None`` unless all
+            images are there.
         """
         if self._store is None or not self._rows.keys() >= set(digests):
             return None
         values = torch.from_numpy(self._store.read([self._rows[digest] for digest in digests]))
+        if torch.device(device).type == "cuda":  # from memory that is not pinned, a copy waits for the GPU's queue
+            values = values.pin_memory().to(device, non_blocking=True)
+        values = values.to(device)
         parts = iter(values.split([prod(shape) for maps in self._shapes.values() for shape in maps], dim=1))
         return {
             name: [next(parts).to(torch.float32).contiguous().view(len(digests), *shape) for shape in maps]

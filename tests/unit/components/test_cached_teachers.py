@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
@@ -59,6 +60,16 @@ def test_each_image_is_seen_once_and_answers_are_the_rounded_features(model, fil
             torch.testing.assert_close(got, exact, rtol=2**-10, atol=1e-6)
             assert torch.equal(got, got.half().float())
     assert model.teachers["resnet"].seen == 4
+
+
+def test_an_images_features_do_not_depend_on_its_batch(model, files):
+    """On the CPU: there the last bits of what a network gives depend on how many images it gets at once."""
+    found = []
+    for size in (1, 2, 3, 5):
+        teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
+        parts = [files[first : first + size] for first in range(0, len(files), size)]
+        found.append(torch.cat([teachers.features(images(part), part)["resnet"][0] for part in parts]))
+    assert all(torch.equal(other, found[0]) for other in found[1:])
 
 
 def test_what_is_not_known_is_computed_exactly(model, files):
@@ -143,6 +154,59 @@ def test_an_image_that_was_changed_on_the_way_ends_the_cache(model, files, caplo
             found = teachers.features(changed, files)["resnet"][0]
             assert torch.equal(found, model.teacher_features(changed)["resnet"][0])
         assert caplog.text.count("an image is not what it was") == 1
+
+
+class Reads(TorchDispatchMode):
+    """Counts where the host reads a tensor's value, and so would wait for an accelerator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """Treat the CPU as an accelerator."""
+    monkeypatch.setattr("anomalib_mixedteacher.components.cached_teachers.is_asynchronous", lambda _: True)
+
+
+def test_an_accelerator_is_waited_for_once_in_sixteen_batches(model, files, asynchronous):
+    teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
+    teachers.features(images(files), files)
+    reads = []
+    for _ in range(32):
+        with Reads() as counter:
+            teachers.features(images(files), files)
+        reads.append(counter.count)
+    assert sum(reads) == 2
+    assert reads[14] == reads[30] == 1
+    assert model.teachers["resnet"].seen == len(files)
+
+
+def test_an_accelerator_notices_a_changed_image_within_sixteen_batches(model, files, asynchronous, caplog):
+    teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
+    for _ in range(3):
+        teachers.features(images(files), files)
+    teachers.features(images(files).flip(-1), files)
+    for _ in range(16):
+        found = teachers.features(images(files), files)["resnet"][0]  # sound again: the one before is not forgotten
+    assert caplog.text.count("an image is not what it was") == 1
+    assert torch.equal(found, model.teacher_features(images(files))["resnet"][0])
+
+
+def test_the_last_batches_of_training_are_checked_too(model, files, asynchronous, caplog):
+    teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
+    teachers.features(images(files), files)
+    teachers.check()
+    assert not caplog.records
+    teachers.features(images(files) + 0.3, files)
+    teachers.check()
+    teachers.check()
+    assert caplog.text.count("an image is not what it was") == 1
 
 
 def test_without_a_home_features_stay_in_memory(model, files, monkeypatch):

@@ -38,8 +38,9 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on, as
             the official code does.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
-            in every epoch; where it does not suffice, they are kept in a file. 0 keeps none; so do random
-            augmentations.
+            in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
+            kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
+        compile_students: Compile the students for training, by ``torch.compile``; it needs a C++ compiler on the CPU.
         pre_processor: anomalib pre-processor, or whether to use the default one (resize to 256 x 256 and ImageNet
             normalisation).
         post_processor: anomalib post-processor, or whether to use the default one.
@@ -76,6 +77,7 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         early_stopping_patience: int | None = 30,
         freeze_bn_after_first_epoch: bool = False,
         feature_cache: int = 2048,
+        compile_students: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -88,7 +90,7 @@ class MixedTeacher(DistillationModule, AnomalibModule):
             visualizer=visualizer,
         )
         model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
-        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
+        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache, compile_students)
         self.build(model, *recipe)
         self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
         self._statistics_step = -1

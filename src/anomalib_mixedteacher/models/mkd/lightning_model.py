@@ -41,8 +41,9 @@ class Mkd(DistillationModule, AnomalibModule):
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
             ``None`` never stops early. Without good validation images there is no early stopping.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
-            in every epoch; where it does not suffice, they are kept in a file. 0 keeps none; so do random
-            augmentations.
+            in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
+            kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
+        compile_students: Compile the students for training, by ``torch.compile``; it needs a C++ compiler on the CPU.
         pre_processor: anomalib pre-processor, or whether to use the default one (resize to 128 x 128, the paper's size
             for MVTec AD, and ImageNet normalisation, which the expert was trained with and the authors left out there).
         post_processor: anomalib post-processor, or whether to use the default one.
@@ -79,6 +80,7 @@ class Mkd(DistillationModule, AnomalibModule):
         max_epochs: int = 601,
         early_stopping_patience: int | None = 30,
         feature_cache: int = 2048,
+        compile_students: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -93,7 +95,7 @@ class Mkd(DistillationModule, AnomalibModule):
         model = MkdModel(
             cloner, direction_weight, direction_only, localization, sigma, opening, smooth_samples, smooth_noise
         )
-        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
+        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache, compile_students)
         self.build(model, *recipe)
 
     def configure_loss(self) -> MkdLoss:

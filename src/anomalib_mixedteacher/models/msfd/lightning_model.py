@@ -35,8 +35,9 @@ class Msfd(DistillationModule, AnomalibModule):
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
             ``None`` never stops early. Without good validation images there is no early stopping.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
-            in every epoch; where it does not suffice, they are kept in a file. 0 keeps none; so do random
-            augmentations.
+            in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
+            kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
+        compile_students: Compile the students for training, by ``torch.compile``; it needs a C++ compiler on the CPU.
         pre_processor: anomalib pre-processor, or whether to use the default one (resize to 256 x 256 and ImageNet
             normalisation).
         post_processor: anomalib post-processor, or whether to use the default one.
@@ -69,6 +70,7 @@ class Msfd(DistillationModule, AnomalibModule):
         max_epochs: int = 100,
         early_stopping_patience: int | None = 30,
         feature_cache: int = 2048,
+        compile_students: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -81,7 +83,7 @@ class Msfd(DistillationModule, AnomalibModule):
             visualizer=visualizer,
         )
         model = MsfdModel(backbone, layers, cosine_weight, combination, upsampling, sigma_ratio)
-        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache)
+        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache, compile_students)
         self.build(model, *recipe)
 
     def configure_loss(self) -> MsfdLoss:

@@ -1,0 +1,120 @@
+"""Faster students are the same students."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from anomalib_mixedteacher.components import speedups
+from anomalib_mixedteacher.components.speedups import (
+    is_asynchronous,
+    slow_down,
+    speed_up,
+    students_context,
+    suits_channels_last,
+)
+from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel
+from anomalib_mixedteacher.models.mkd.torch_model import MkdModel
+from anomalib_mixedteacher.models.msfd.torch_model import MsfdModel
+
+MODELS = [MixedTeacherModel, MkdModel, MsfdModel]
+
+
+@pytest.fixture
+def students() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    return nn.ModuleDict({"one": nn.Sequential(*layers), "two": nn.Sequential(nn.Conv2d(3, 2, 1))})
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list:
+    """What was compiled, by a back end that runs it as it is."""
+    found = []
+
+    def note(graph, _):
+        found.append(graph)
+        return graph
+
+    monkeypatch.setitem(speedups.COMPILE_ARGUMENTS, "backend", note)
+    torch.compiler.reset()
+    return found
+
+
+def outputs_and_gradients(students, images) -> dict[str, torch.Tensor]:
+    maps = [level for student in students.values() for level in student(images)]
+    sum(level.square().mean() for level in maps).backward()
+    found = {f"map {index}": level.detach() for index, level in enumerate(maps)}
+    found |= {name: weight.grad.clone() for name, weight in students.named_parameters()}
+    return found | {name: value.clone() for name, value in students.named_buffers()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_channels_last_computes_the_same(model):
+    """In float64: what float32 rounds, the first steps of Adam magnify a thousandfold."""
+    torch.manual_seed(0)
+    students = model().students.double()
+    faster = copy.deepcopy(students)
+    speed_up(faster, channels_last=True, compiled=False)
+    weights = [weight for weight in faster.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected = outputs_and_gradients(students, images)
+    found = outputs_and_gradients(faster, images.contiguous(memory_format=torch.channels_last))
+    assert found["map 0"].is_contiguous(memory_format=torch.channels_last)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+    slow_down(faster)
+    assert all(weight.is_contiguous() for weight in weights)
+    assert faster.state_dict().keys() == students.state_dict().keys()
+    for before, after in zip(students.parameters(), faster.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_an_optimizer_keeps_its_weights(students):
+    optimizer = torch.optim.SGD(students.parameters(), lr=1.0)
+    speed_up(students, channels_last=True, compiled=False)
+    before = students["one"][0].weight.clone()
+    students["one"](torch.ones(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    slow_down(students)
+    assert not torch.equal(students["one"][0].weight, before)
+
+
+def test_compiled_students_have_the_same_names_and_can_be_copied(students, graphs):
+    before = copy.deepcopy(students)
+    speed_up(students, channels_last=False, compiled=True)
+    assert list(students.state_dict()) == list(before.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    for name, student in students.items():
+        for other in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+            assert torch.equal(other.train(False)(images), before[name].train(False)(images))
+    assert not graphs
+    for name, student in students.items():
+        assert torch.equal(student.train(False)(images), before[name].train(False)(images))
+    assert len(graphs) == 2
+    slow_down(students)
+    students["one"](images[:, :, :7])
+    assert len(graphs) == 2
+
+
+def test_only_what_has_gradients_is_compiled(students, graphs):
+    speed_up(students, channels_last=False, compiled=True)
+    for compiled in (True, False):
+        with torch.no_grad(), students_context(compiled):
+            students["one"](torch.ones(1, 3, 8, 8))
+        assert len(graphs) == (0 if compiled else 1)
+    with students_context(compiled=True):
+        students["one"](torch.ones(1, 3, 8, 8))
+    assert len(graphs) == 2
+
+
+def test_where_channels_last_is_faster():
+    assert suits_channels_last(torch.device("cpu"), "32-true")
+    assert not suits_channels_last(torch.device("cpu"), "bf16-mixed")
+    assert not suits_channels_last(torch.device("cuda", 0), "32-true")
+    assert not is_asynchronous(torch.device("cpu"))
+    assert is_asynchronous(torch.device("cuda", 0))
