@@ -112,7 +112,7 @@ def records(tmp_path_factory) -> dict[str, dict]:
     arguments = {"images": str(root), "results": str(root)}
     environment = {**os.environ, CACHE_VARIABLE: str(root / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CHILD, __file__, json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=150)
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return {path.stem: json.loads(path.read_text()) for path in root.glob("*.json")}
 

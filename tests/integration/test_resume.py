@@ -22,7 +22,9 @@ IN_MEMORY, IN_FILE = 100, 1  # MiB of a cache that needs 1.6
 CHILD = "import json, runpy, sys; runpy.run_path(sys.argv[1])['train'](**json.loads(sys.argv[2]))"
 
 
-def train(images: str, results: str, cache: int, kill_in: int | None = None, checkpoint: str | None = None) -> str:
+def train(
+    images: str, results: str, cache: int, kill_in: int | None = None, checkpoint: str | None = None, **trainer
+) -> str:
     """Train on 21 images in batches of 6, shuffled, and validate on 3 every third epoch.
 
     A teacher's last bits depend on how many images it sees at once, and a resumed run sees them in other batches of 6
@@ -70,6 +72,7 @@ def train(images: str, results: str, cache: int, kill_in: int | None = None, che
         default_root_dir=results,
         accelerator="cpu",
         enable_progress_bar=False,
+        **trainer,
     )
     engine.fit(model=model, datamodule=datamodule, ckpt_path=checkpoint)
     return saver.best_model_path
@@ -128,6 +131,12 @@ def test_a_killed_run_ends_in_the_same_weights(killed, expected, images, tmp_pat
         torch.testing.assert_close(result["state_dict"][key], value, rtol=0, atol=0, equal_nan=True, msg=key)
     left = sorted(path.suffix for path in features.glob("*"))
     assert left == ([] if cache == IN_MEMORY else [".f16", ".json"])
+
+
+def test_without_validation_the_file_is_complete_nevertheless(images, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    train(str(images), str(tmp_path), IN_FILE, limit_val_batches=0)
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "teacher_features").iterdir()) == [".f16", ".json"]
 
 
 @pytest.mark.parametrize("failure", ["full", "unwritable"])

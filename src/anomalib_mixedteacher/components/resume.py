@@ -36,7 +36,8 @@ class ResumedOrder(Callback):
             return
         torch.set_rng_state(self._state)
         self._state = None
-        if trainer.fit_loop.is_resuming:  # else Lightning is about to do so, as in the middle of any run
+        # else Lightning is about to do so, as in the middle of any run
+        if getattr(trainer.fit_loop, "is_resuming", False):  # older versions have no such attribute
             iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]  # set up by now
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
