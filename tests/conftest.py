@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny images, a tiny data set, a model with ready teachers."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,14 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZE = 64
+
+
+@pytest.fixture(autouse=True)
+def usual_log_level() -> None:
+    """Undo what a command or a notebook that ran in this process did to loggers: tests read warnings."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("anomalib_mixedteacher").setLevel(logging.NOTSET)
 
 
 def texture(rng: np.random.Generator, size: int = SIZE, defect: bool = False) -> np.ndarray:

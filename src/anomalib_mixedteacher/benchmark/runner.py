@@ -135,7 +135,8 @@ def _run_apart(folder: RunFolder, cell: Cell, device: int | None, jobs: int) -> 
         context.set_forkserver_preload([f"{__package__}.training"])
     log = folder.log(cell)
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_child, args=(folder.path, cell, device, jobs, log), name=cell.name)
+    place = Path.cwd(), dict(os.environ)  # else those of the time when the first cell was run
+    process = context.Process(target=_child, args=(folder.path, cell, device, jobs, log, place), name=cell.name)
     process.start()
     try:
         process.join()
@@ -145,8 +146,13 @@ def _run_apart(folder: RunFolder, cell: Cell, device: int | None, jobs: int) -> 
     return int(process.exitcode)
 
 
-def _child(path: Path, cell: Cell, device: int | None, jobs: int, log: Path) -> None:
+def _child(
+    path: Path, cell: Cell, device: int | None, jobs: int, log: Path, place: tuple[Path, dict[str, str]]
+) -> None:
     _end_with_parent()
+    os.chdir(place[0])
+    os.environ.clear()
+    os.environ.update(place[1])
     # else data loaders would start their workers the way this process was started, which takes seconds each
     multiprocessing.set_start_method(None, force=True)
     with log.open("w", encoding="utf-8") as file:
