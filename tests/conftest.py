@@ -17,6 +17,8 @@ def usual_log_level() -> None:
     """Undo what a command or a notebook that ran in this process did to loggers: tests read warnings."""
     logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:  # pytest's own, to which NNCF gives its level
+        handler.setLevel(logging.NOTSET)
     logging.getLogger("anomalib_mixedteacher").setLevel(logging.NOTSET)
 
 
