@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from anomalib_mixedteacher.decoding import ImageSource, image_name, to_rgb
 from anomalib_mixedteacher.edge import loading
+from anomalib_mixedteacher.edge.exported_model import ExportedModel
 from anomalib_mixedteacher.edge.inference import Prediction, Started, Variant
-from anomalib_mixedteacher.edge.record import ModelRecord, read_record
+from anomalib_mixedteacher.edge.record import ModelRecord, parse_record
 from anomalib_mixedteacher.errors import ConfigurationError, DataError, ExportedModelError
 
 HINTS = ("LATENCY", "THROUGHPUT")
@@ -77,20 +78,17 @@ class EdgeDetector:
         precision: Literal["f32", "auto"] = "f32",
         num_threads: int | None = None,
     ) -> None:
-        self._core = openvino.Core()
-        self._device = device
-        self._properties = _properties(device, performance_hint, precision, num_threads)
-        loading.check_device(self._core, device)
+        core = openvino.Core()
+        properties = _properties(device, performance_hint, precision, num_threads)
+        loading.check_device(core, device)
         path = loading.model_file(model)
-        self.record: ModelRecord | None = read_record(path) if path.suffix == ".xml" else None
+        self.record: ModelRecord | None = parse_record(path) if path.suffix == ".xml" else None
         if self.record is None:
             logger.warning("There is no record of %s: whether its files belong together cannot be checked.", path)
         if self.record is not None and self.record.thresholds is None:
             msg = f"{path} was exported before its thresholds were found: calibrate it ('mixedteacher calibrate')."
             raise ExportedModelError(msg)
-        self._graph = loading.read_graph(self._core, path)
-        self._fixed_size = loading.fixed_size(self._graph)
-        self._cache = loading.cache_folder(path, cache)
+        self._model = ExportedModel(core, path, self.record, device, properties, loading.cache_folder(path, cache))
         calibration = self.record.calibration if self.record else None
         self._calibration = np.asarray(calibration.scores, dtype=np.float64) if calibration else None
         self._variants: dict[bool, Variant] = {}  # by whether they take uint8
@@ -99,7 +97,7 @@ class EdgeDetector:
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width in pixels that the record names or the input is fixed to; ``None`` if neither does."""
-        return (self.record.image_size if self.record else None) or self._fixed_size
+        return (self.record.image_size if self.record else None) or self._model.fixed_size
 
     def predict(self, image: ImageSource) -> Prediction:
         """Judge one image.
@@ -202,16 +200,14 @@ class EdgeDetector:
 
     def _rgb(self, image: ImageSource, name: str) -> NDArray[Any]:
         rgb = to_rgb(image, name)
-        loading.check_fits((rgb.shape[0], rgb.shape[1]), self._fixed_size, name)
+        loading.check_fits((rgb.shape[0], rgb.shape[1]), self._model.fixed_size, name)
         return rgb
 
     def _variant(self, rgb: NDArray[Any]) -> Variant:
         bytes_input = rgb.dtype == np.uint8
         with self._compiling:
             if bytes_input not in self._variants:
-                graph = loading.with_image_input(self._graph, bytes_input)
-                compiled = loading.compile_graph(self._core, graph, self._device, self._properties, self._cache)
-                self._variants[bytes_input] = Variant(compiled, self._calibration)
+                self._variants[bytes_input] = Variant(self._model.compiled(bytes_input), self._calibration)
             return self._variants[bytes_input]
 
     def _best_queue_size(self) -> int:

@@ -88,6 +88,24 @@ def read_record(model: Path) -> ModelRecord | None:
     Raises:
         ExportedModelError: If the record cannot be read, or if a file is missing or is not the recorded one.
     """
+    record = parse_record(model)
+    if record is not None:
+        check_files(record, model)
+    return record
+
+
+def parse_record(model: Path) -> ModelRecord | None:
+    """Read a model's record and leave the model's files alone, for those who check them at the same time.
+
+    Args:
+        model: Path of the ``.xml`` file.
+
+    Returns:
+        The record; ``None`` if there is none.
+
+    Raises:
+        ExportedModelError: If the record cannot be read.
+    """
     path = record_path(model)
     if not path.exists():
         return None
@@ -103,19 +121,29 @@ def read_record(model: Path) -> ModelRecord | None:
             values["image_size"] = (int(height), int(width))
         if values.get("calibration") is not None:
             values["calibration"] = Calibration(**values["calibration"])
-        record = ModelRecord(**values)
-        recorded = dict(record.files)
+        return ModelRecord(**values | {"files": dict(values["files"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ExportedModelError):
             raise
         msg = f"{path} is no record of an exported model, or a damaged one: {_AGAIN}."
         raise ExportedModelError(msg) from error
+
+
+def check_files(record: ModelRecord, model: Path) -> None:
+    """Check that a model's files are those that its record was written for.
+
+    Args:
+        record: The record.
+        model: Path of the ``.xml`` file.
+
+    Raises:
+        ExportedModelError: If a file is missing or is not the recorded one.
+    """
     for name in (model.name, model.with_suffix(".bin").name):
         file = model.with_name(name)
         if not file.exists():
             msg = f"The model's file {file} is missing: {_AGAIN}."
             raise ExportedModelError(msg)
-        if sha256(file) != recorded.get(name):
-            msg = f"{file} is not the file that {path.name} was written for, or it is damaged: {_AGAIN}."
+        if sha256(file) != record.files.get(name):
+            msg = f"{file} is not the file that {record_path(model).name} was written for, or it is damaged: {_AGAIN}."
             raise ExportedModelError(msg)
-    return record

@@ -1,0 +1,85 @@
+"""Compiled models in a folder, found by their files' checksums: a start need neither read the model nor compile it.
+
+OpenVINO's own cache (``CACHE_DIR``) reads the model and hashes its weights at each start to find what it kept. The
+record beside a model has the checksums already.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import openvino
+
+logger = logging.getLogger(__name__)
+
+
+class KeptModels:
+    """The compiled forms of one model for one device and its settings.
+
+    Args:
+        core: OpenVINO.
+        folder: Where they are kept.
+        files: SHA-256 of each of the model's files, by name.
+        device: A device for which :func:`can_keep` holds.
+        properties: OpenVINO's properties.
+    """
+
+    def __init__(
+        self, core: openvino.Core, folder: Path, files: Mapping[str, str], device: str, properties: Mapping[str, Any]
+    ) -> None:
+        self._core = core
+        self._folder = folder
+        self._device = device
+        self._properties = dict(properties)
+        capabilities = sorted(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+        name = core.get_property(device, "FULL_DEVICE_NAME")
+        settings = [openvino.__version__, device, name, capabilities, self._properties, sorted(files.values())]
+        self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+    def load(self, bytes_input: bool) -> openvino.CompiledModel | None:
+        """Load what was kept.
+
+        Args:
+            bytes_input: The form that takes uint8 rather than float32.
+
+        Returns:
+            The compiled model; ``None`` if it was not kept, or cannot be used.
+        """
+        path = self._path(bytes_input)
+        try:
+            return self._core.import_model(path.read_bytes(), self._device, self._properties)
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError):  # OpenVINO refuses what is cut off or changed
+            logger.warning("The compiled model %s is damaged: this start compiles the model.", path)
+            return None
+
+    def keep(self, bytes_input: bool, compiled: openvino.CompiledModel) -> None:
+        """Keep a compiled model for the next start; where that fails, a line in the log says so.
+
+        Args:
+            bytes_input: Whether it takes uint8 rather than float32.
+            compiled: The compiled model.
+        """
+        path = self._path(bytes_input)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            part.write_bytes(compiled.export_model().getbuffer())
+            part.replace(path)
+        except (OSError, RuntimeError):  # a full disk, say, must not keep a detector from starting
+            with suppress(OSError):
+                part.unlink()
+            logger.warning("The cache %s cannot be used: the next start compiles the model again.", self._folder)
+
+    def _path(self, bytes_input: bool) -> Path:
+        return self._folder / f"{self._key}-{'uint8' if bytes_input else 'float32'}.blob"
+
+
+def can_keep(core: openvino.Core, device: str) -> bool:
+    """Tell whether a device's compiled models can be written to files and read again; AUTO's cannot."""
+    return "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
