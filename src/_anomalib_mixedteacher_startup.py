@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+PACKAGE = "anomalib_mixedteacher"
 TRIGGER = "anomalib.models"
 
 
-class _RegisteringLoader:
-    """The trigger's own loader, with the registration behind it."""
+class _Registration:
+    """Registers the models behind the trigger, but not while a module of the package is being executed.
 
-    def __init__(self, loader: "Any") -> None:
-        self._loader = loader
+    That one may be what imported the trigger, and the models may need it: it is not complete yet.
+    """
 
-    def __getattr__(self, name: str) -> "Any":
-        return getattr(self._loader, name)
+    due = False
+    executing = 0
 
-    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: "ModuleType") -> None:
-        self._loader.exec_module(module)
+    @classmethod
+    def attempt(cls) -> None:
+        if not cls.due or cls.executing:
+            return
+        cls.due = False
         try:
             from anomalib_mixedteacher import plugin
 
@@ -43,16 +44,50 @@ class _RegisteringLoader:
             warnings.warn(f"anomalib-mixedteacher could not register its models: {error!r}", stacklevel=2)
 
 
+class _Loader:
+    """A module's own loader, with the registration behind it."""
+
+    def __init__(self, loader: "Any") -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> "Any":
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
+        return self._loader.create_module(spec)
+
+
+class _TriggerLoader(_Loader):
+    def exec_module(self, module: "ModuleType") -> None:
+        self._loader.exec_module(module)
+        _Registration.due = True
+        _Registration.attempt()
+
+
+class _PackageLoader(_Loader):
+    def exec_module(self, module: "ModuleType") -> None:
+        _Registration.executing += 1
+        try:
+            self._loader.exec_module(module)
+        finally:
+            _Registration.executing -= 1
+        _Registration.attempt()
+
+
 class _Finder:
-    """Finds the trigger as the import system would, and wraps its loader."""
+    """Finds the trigger and the package's modules as the import system would, and wraps their loaders."""
 
     @staticmethod
     def find_spec(name: str, path: "Any" = None, target: "Any" = None) -> "ModuleSpec | None":
-        if name != TRIGGER:
+        if name == TRIGGER:
+            wrapper: type[_Loader] = _TriggerLoader
+        elif name.partition(".")[0] == PACKAGE:
+            wrapper = _PackageLoader
+        else:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)  # type: ignore[assignment]
+            spec.loader = wrapper(spec.loader)  # type: ignore[assignment]
         return spec
 
 

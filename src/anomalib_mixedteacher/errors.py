@@ -38,6 +38,10 @@ class QuantizationError(MixedTeacherError, RuntimeError):
     """Quantisation would lose more of a model's quality than allowed."""
 
 
+class CheckpointError(MixedTeacherError, OSError):
+    """A checkpoint cannot be written."""
+
+
 class CacheError(MixedTeacherError, RuntimeError):
     """The teachers' features cannot be kept; whoever meets this computes them again for each epoch."""
 

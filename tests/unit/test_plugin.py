@@ -40,6 +40,8 @@ def test_a_plain_process_knows_the_models():
         "components",
         "components.smoothing",
         "components.pre_processing",
+        "components.distillation_module",
+        "components.checkpoint_file",
         "calibration.recalibrate",
         "data",
         "models",

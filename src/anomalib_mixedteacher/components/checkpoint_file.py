@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
 
-from anomalib_mixedteacher.errors import MixedTeacherError
-
-
-class CheckpointError(MixedTeacherError, OSError):
-    """A checkpoint cannot be written."""
+from anomalib_mixedteacher.errors import CheckpointError
 
 
 class WholeCheckpointIO(AnomalibCheckpointIO):

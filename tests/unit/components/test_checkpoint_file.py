@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from anomalib_mixedteacher.components.checkpoint_file import CheckpointError, WholeCheckpointIO
-from anomalib_mixedteacher.errors import MixedTeacherError
+from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
+from anomalib_mixedteacher.errors import CheckpointError, MixedTeacherError
 
 OLD, NEW = {"state_dict": {"weight": torch.ones(3)}}, {"state_dict": {"weight": torch.zeros(50_000)}}
 

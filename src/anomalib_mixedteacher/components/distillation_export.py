@@ -1,0 +1,114 @@
+"""How every distillation detector is exported."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.models import AnomalibModule
+from torchmetrics import Metric
+
+from anomalib_mixedteacher.export import MAX_DROP
+
+ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
+
+if TYPE_CHECKING:
+    _Base = AnomalibModule
+else:
+    _Base = object
+
+
+class DistillationExport(_Base):
+    """Mixin in front of anomalib's ``ExportMixin``: one lean graph, and a record of what it is."""
+
+    float_networks: ClassVar[tuple[str, ...]] = ()
+    """Parts of the names of convolutions that INT8 leaves in floating point."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from, for its record."""
+        raise NotImplementedError
+
+    def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export to ONNX; see anomalib's ``ExportMixin.to_onnx``.
+
+        Without ``input_size`` batch, height and width are dynamic. Where the pre-processor resizes, any size goes;
+        where it does not, sides are multiples of 32 from 64 on.
+
+        Args:
+            export_root: Folder for the model.
+            model_file_name: Name of the file without its suffix.
+            input_size: Height and width of the input, for a graph of fixed size.
+            kwargs: Passed to ``torch.onnx.export``.
+
+        Returns:
+            Path of the model.
+
+        Raises:
+            TeacherNotLoadedError: If the model was not trained.
+        """
+        kwargs.setdefault("opset_version", ONNX_OPSET)
+        if input_size is None and self.input_size is None and not {"dynamic_axes", "dynamic_shapes"} & kwargs.keys():
+            height, width = (32 * torch.export.Dim(name, min=2) for name in ("height_by_32", "width_by_32"))
+            kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
+        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = MAX_DROP,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO: one lean graph from pixels to verdict, and ``metadata.json`` beside it.
+
+        Unlike anomalib's own export, quantisation sees good images only, keeps in float32 what forms the difference of
+        teacher and student, sets the thresholds anew on the quantised model's scores where they came from good images,
+        and is refused where it loses too much. With a datamodule that has good and defective images, the exported
+        graph's AUROC is measured and recorded.
+
+        Args:
+            export_root: Folder for the model, which is written to ``weights/openvino`` in it.
+            model_file_name: Name of the file without its suffix.
+            input_size: Height and width of the images that the graph takes; any by default.
+            compression_type: ``FP16`` halves the file, ``INT8`` quantises the weights only, ``INT8_PTQ`` quantises,
+                ``INT8_ACQ`` sets layers back to float32 until ``max_drop`` holds.
+            datamodule: Images; needed for ``INT8_PTQ`` and ``INT8_ACQ``.
+            metric: One that reads anomaly maps or masks lets ``INT8_ACQ`` watch the pixel AUROC; the image AUROC by
+                default.
+            task: Unused.
+            max_drop: Loss of image or pixel AUROC from which a quantised model is not written.
+            ov_kwargs: Unused; anomalib passes them to OpenVINO's converter.
+            onnx_kwargs: Passed to ``torch.onnx.export``.
+
+        Returns:
+            Path of the ``.xml`` file.
+
+        Raises:
+            TeacherNotLoadedError: If the model was not trained.
+            QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
+        """
+        del task, ov_kwargs
+        # imports NNCF, which takes seconds that training need not wait for
+        from anomalib_mixedteacher.export.openvino import Compression, export_openvino, watches_pixels
+
+        kind = None if compression_type is None else CompressionType(compression_type)
+        compression = Compression(kind, datamodule, watches_pixels(metric), max_drop, keep=self.float_networks)
+        folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{model_file_name}.xml"
+        return export_openvino(self, path, input_size, compression, self.provenance, onnx_kwargs)
