@@ -68,12 +68,12 @@ def reproduce(plan: Plan, title: str, output: Path, root: Path | None = None, dr
         WeightsError: If the teachers' weights cannot be loaded.
         ConfigurationError: If the plan cannot be run.
     """
+    if dry_run:
+        print(DRY_RUN)
     folder = RunFolder(output)
     plan = make_dry(plan, output / "stand_ins") if dry_run else _with_root(plan, root)
     check_data(plan)
     check_weights(plan)
-    if dry_run:
-        print(DRY_RUN)
     status = command.run(plan, folder)
     if status > _MEASURED or not folder.results():
         return status
