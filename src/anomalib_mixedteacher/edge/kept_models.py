@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
+from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class KeptModels:
         capabilities = sorted(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
         name = core.get_property(device, "FULL_DEVICE_NAME")
         settings = [openvino.__version__, device, name, capabilities, self._properties, sorted(files.values())]
+        self._mapped: list[NDArray[np.uint8]] = []  # compiled models may point into their files
         self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
     def load(self, bytes_input: bool) -> openvino.CompiledModel | None:
@@ -52,12 +55,17 @@ class KeptModels:
         """
         path = self._path(bytes_input)
         try:
-            return self._core.import_model(path.read_bytes(), self._device, self._properties)
+            content = np.memmap(path, np.uint8, mode="c")  # OpenVINO asks for writable memory
+            compiled = self._core.import_model(
+                openvino.Tensor(content, shared_memory=True), self._device, self._properties
+            )
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError):  # OpenVINO refuses what is cut off or changed
+        except (OSError, ValueError, RuntimeError):  # OpenVINO refuses what is cut off or changed, numpy what is empty
             logger.warning("The compiled model %s is damaged: this start compiles the model.", path)
             return None
+        self._mapped.append(content)
+        return compiled
 
     def keep(self, bytes_input: bool, compiled: openvino.CompiledModel) -> None:
         """Keep a compiled model for the next start; where that fails, a line in the log says so.
