@@ -217,24 +217,26 @@ def table(measured: Mapping[str, Sequence[Sequence[Epoch]]]) -> str:
         measured: Epochs by round, by variant; two epochs or more a round.
 
     Returns:
-        Markdown table: the median over rounds and their range of each variant's median epoch from the second on, the
-        share of its time behind the last batch, and a row for the epoch that fills the cache; ``-`` for ratios where
-        the official recipe was not measured.
+        Markdown table: the median over rounds and their range of each variant's median epoch from the second on, for
+        each official variant that was measured; the share of its time behind the last batch; and a row for the epoch
+        that fills the cache.
     """
-    lines = ["| variant | epoch / official | range | behind the last batch |", "| --- " * 4 + "|"]
+    references = [name for name in (OFFICIAL, BOTH) if name in measured]
+    heads = [part for name in references for part in (f"epoch / {_label(name)}", "range")]
+    head = ["variant", *heads, "behind the last batch"]
+    lines = [_row(head), _row(["---"] * len(head))]
     for name, rounds in measured.items():
-        rows = {name.replace(":", ", "): [epochs[1:] for epochs in rounds]}
+        rows = {_label(name): [epochs[1:] for epochs in rounds]}
         if name == OURS:
             rows[f"{OURS}, first epoch"] = [epochs[:1] for epochs in rounds]
         for label, chosen in rows.items():
-            ratio = spread = "-"
-            if OFFICIAL in measured:
-                ratios = np.array(
-                    [_median(o) / _median(r[1:]) for o, r in zip(chosen, measured[OFFICIAL], strict=True)]
-                )
-                ratio, spread = f"{np.median(ratios):.2f}", f"{ratios.min():.2f} to {ratios.max():.2f}"
+            cells = []
+            for reference in references:
+                pairs = zip(chosen, measured[reference], strict=True)
+                ratios = np.array([_median(ours) / _median(theirs[1:]) for ours, theirs in pairs])
+                cells += [f"{np.median(ratios):.2f}", f"{ratios.min():.2f} to {ratios.max():.2f}"]
             tail = np.median([epoch.tail / epoch.seconds for epochs in chosen for epoch in epochs])
-            lines.append(f"| {label} | {ratio} | {spread} | {tail:.0%} |")
+            lines.append(_row([label, *cells, f"{tail:.0%}"]))
     return "\n".join(lines)
 
 
@@ -270,6 +272,14 @@ def _head(settings: argparse.Namespace, measured: Mapping[str, Sequence[Sequence
     if memory:
         lines += [f"- peak resident memory of the process, all its variants together: {memory:.0f} MB"]
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _label(name: str) -> str:
+    return name.replace(":", ", ").replace("_", " ")
 
 
 def _median(epochs: Sequence[Epoch]) -> float:
