@@ -129,9 +129,24 @@ def _run(command: str, args: list[str]) -> None:
             parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
             return parser
 
+        def instantiate_engine(self) -> None:
+            super().instantiate_engine()
+            self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign]
+
     plugin.register()
     configure_logger()
     OneCommandCLI(args)
+
+
+def _train(engine: Any, test_dataloaders: Any = None, **arguments: Any) -> Any:
+    """Train as anomalib's Engine does, and test what was trained.
+
+    Behind a resumed training the Engine tests the checkpoint that training went on from.
+    """
+    if arguments.get("ckpt_path") is None:
+        return type(engine).train(engine, test_dataloaders=test_dataloaders, **arguments)
+    engine.fit(**arguments)
+    return engine.test(arguments["model"], test_dataloaders, datamodule=arguments.get("datamodule"))
 
 
 def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoReturn:

@@ -1,12 +1,15 @@
 """The package's own command, in-process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from anomalib_mixedteacher.cli import COMMANDS, _with_own_defaults, main
+from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -34,6 +37,33 @@ def test_version(capsys):
 
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"anomalib-mixedteacher {__version__}"
+
+
+def test_a_resumed_training_tests_what_it_trained(image_folder, tmp_path, monkeypatch):
+    save, test = WholeCheckpointIO.save_checkpoint, Trainer.test
+    first, tested = tmp_path / "first.ckpt", []
+
+    def save_and_copy(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path, storage_options)
+        if checkpoint["epoch"] == 0:
+            shutil.copy(path, first)
+
+    def look_and_test(self, model, *args, **kwargs):
+        outcome = test(self, model, *args, **kwargs)
+        tested.append({name: value.clone() for name, value in model.state_dict().items() if "students" in name})
+        return outcome
+
+    monkeypatch.setattr(WholeCheckpointIO, "save_checkpoint", save_and_copy)
+    monkeypatch.setattr(Trainer, "test", look_and_test)
+    arguments = ["train", *folder_arguments(image_folder, tmp_path), "--model.teacher_weights=random"]
+    arguments += ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"]
+    assert main(arguments) == 0
+    assert main([*arguments, f"--ckpt_path={first}"]) == 0
+    whole, resumed = tested
+    begun = torch.load(first, weights_only=False)["state_dict"]
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not all(torch.equal(value, begun[name]) for name, value in resumed.items())
 
 
 def test_train_test_predict_export(image_folder, tmp_path, capsys):
