@@ -76,6 +76,24 @@ def test_channels_last_changes_neither_losses_nor_what_is_saved(train, name, tol
     assert all(value.is_contiguous() for value in checkpoint["state_dict"].values())
 
 
+def test_the_fused_adam_changes_no_losses(train, monkeypatch):
+    losses, usual = Losses(), Losses()
+    _, engine = train(losses, **SMALL)
+    assert engine.trainer.optimizers[0].param_groups[0]["fused"] is True
+    monkeypatch.setattr(distillation_module, "suits_fused_adam", lambda *_: False)
+    _, engine = train(usual, **SMALL)
+    assert not engine.trainer.optimizers[0].param_groups[0]["fused"]
+    assert losses.values == pytest.approx(usual.values, rel=1e-4)
+    assert losses.values[0] != losses.values[-1]
+
+
+def test_gradients_are_clipped_in_mixed_precision(train):
+    """Lightning refuses to for a fused optimizer."""
+    losses = Losses()
+    train(losses, trainer={"precision": "bf16-mixed", "gradient_clip_val": 1.0}, **SMALL)
+    assert all(value > 0 for value in losses.values)
+
+
 def test_compilation_changes_neither_losses_nor_what_is_saved(train, monkeypatch):
     monkeypatch.setitem(speedups.COMPILE_ARGUMENTS, "backend", "aot_eager")  # all but the compiler
     losses, usual = Losses(), Losses()

@@ -40,6 +40,7 @@ from anomalib_mixedteacher.components.speedups import (
     speed_up,
     students_context,
     suits_channels_last,
+    suits_fused_adam,
 )
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_batches, training_fingerprint
 from anomalib_mixedteacher.components.weights import fingerprint
@@ -285,13 +286,18 @@ class DistillationModule(DistillationExport, _Base):
         if steps == float("inf"):
             msg = "The one-cycle schedule needs an end: give trainer.max_epochs or trainer.max_steps."
             raise ConfigurationError(msg)
-        optimizer = Adam(self.model.students.parameters(), lr=self.learning_rate)
+        optimizer = self.configure_adam()
         scheduler = OneCycleLR(optimizer, max_lr=10 * self.learning_rate, total_steps=int(steps))
         config: OptimizerLRSchedulerConfig = {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
         return config
+
+    def configure_adam(self) -> Adam:
+        """Make Adam for all students, with the recipe's learning rate, in the form that is fastest where they are."""
+        fused = suits_fused_adam(self.trainer.strategy.root_device, str(self.trainer.precision))
+        return Adam(self.model.students.parameters(), lr=self.learning_rate, fused=fused or None)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Add to anomalib's callbacks what resumes and ends training, by the good validation images' loss."""

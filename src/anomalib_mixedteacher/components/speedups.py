@@ -26,6 +26,19 @@ def suits_channels_last(device: torch.device, precision: str) -> bool:
     return device.type == "cpu" and precision == "32-true"
 
 
+def suits_fused_adam(device: torch.device, precision: str) -> bool:
+    """Tell where torch's fused Adam is faster: one pass over the weights instead of one for each of Adam's operations.
+
+    On a CPU a step of MixedTeacher's students took a quarter of the time of the usual one. Other devices are not
+    measured, and in mixed precision Lightning clips no gradients for it.
+
+    Args:
+        device: Where training runs.
+        precision: The trainer's, such as ``"32-true"``.
+    """
+    return device.type == "cpu" and precision == "32-true"
+
+
 def speed_up(students: nn.ModuleDict, channels_last: bool, compiled: bool) -> None:
     """Change how the students compute, in place: neither the names nor the values of their weights change.
 

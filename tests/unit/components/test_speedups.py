@@ -14,6 +14,7 @@ from anomalib_mixedteacher.components.speedups import (
     speed_up,
     students_context,
     suits_channels_last,
+    suits_fused_adam,
 )
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel
 from anomalib_mixedteacher.models.mkd.torch_model import MkdModel
@@ -112,9 +113,13 @@ def test_only_what_has_gradients_is_compiled(students, graphs):
     assert len(graphs) == 2
 
 
-def test_where_channels_last_is_faster():
-    assert suits_channels_last(torch.device("cpu"), "32-true")
-    assert not suits_channels_last(torch.device("cpu"), "bf16-mixed")
-    assert not suits_channels_last(torch.device("cuda", 0), "32-true")
+@pytest.mark.parametrize("suits", [suits_channels_last, suits_fused_adam])
+def test_where_it_is_faster(suits):
+    assert suits(torch.device("cpu"), "32-true")
+    assert not suits(torch.device("cpu"), "bf16-mixed")
+    assert not suits(torch.device("cuda", 0), "32-true")
+
+
+def test_what_is_asynchronous():
     assert not is_asynchronous(torch.device("cpu"))
     assert is_asynchronous(torch.device("cuda", 0))

@@ -8,7 +8,6 @@ from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
-from torch.optim import Adam
 
 from anomalib_mixedteacher.components.distillation_module import DistillationModule
 from anomalib_mixedteacher.errors import ConfigurationError
@@ -114,7 +113,7 @@ class Mkd(DistillationModule, AnomalibModule):
 
     def configure_optimizers(self) -> Any:
         """Configure Adam with a constant learning rate."""
-        return Adam(self.model.students.parameters(), lr=self.learning_rate)
+        return self.configure_adam()
 
     def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
         self,
