@@ -19,7 +19,7 @@ from anomalib_mixedteacher.edge.detector import HINTS, PRECISIONS, EdgeDetector,
 from anomalib_mixedteacher.edge.drift import DriftMonitor
 from anomalib_mixedteacher.edge.overlay import OverlayFolder
 from anomalib_mixedteacher.edge.sources import open_sources
-from anomalib_mixedteacher.errors import DataError
+from anomalib_mixedteacher.errors import DataError, MixedTeacherError
 
 FIELDS = ("name", "score", "label", "p_value", "error")
 DEFECT_STATUS = 3
@@ -83,8 +83,9 @@ def main(args: Sequence[str]) -> int:
     )
     overlays = OverlayFolder(settings.overlays) if settings.overlays else None
     monitor = DriftMonitor.of(detector.record, state=settings.drift) if settings.drift else None
-    with _output(settings.output) as file:
-        tally = _judge(detector, images, WRITERS[settings.format](file), overlays, monitor)
+    tally = Tally()
+    with _output(settings.output, tally) as file:
+        _judge(detector, images, WRITERS[settings.format](file), overlays, monitor, tally)
     print(tally.text(), file=sys.stderr)
     if settings.fail_on_defect and tally.defects:
         return DEFECT_STATUS
@@ -132,9 +133,9 @@ def _judge(
     write: Callable[[dict[str, Any]], None],
     overlays: OverlayFolder | None,
     monitor: DriftMonitor | None,
-) -> Tally:
+    tally: Tally,
+) -> None:
     """Write a row for each image, until the images end, the user interrupts, or nobody reads the rows any more."""
-    tally = Tally()
     pending: deque[ImageSource] = deque()  # images whose results are still to come, for their overlays
 
     def remembered() -> Iterator[Named]:
@@ -161,7 +162,6 @@ def _judge(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if progress:
         print("\r", end="", file=sys.stderr)
-    return tally
 
 
 def _row(item: StreamItem) -> dict[str, Any]:
@@ -192,8 +192,11 @@ WRITERS = {"jsonl": _jsonl, "csv": _csv}
 
 
 @contextmanager
-def _output(path: Path | None) -> Iterator[TextIO]:
-    """Open the file under a temporary name and rename it at the end, so that a file there is always a whole one."""
+def _output(path: Path | None, tally: Tally) -> Iterator[TextIO]:
+    """Open the file under a temporary name and rename it at the end, so that a file there is always a whole one.
+
+    An error of the user's, such as a camera that was pulled out, leaves the rows that were written until then.
+    """
     if path is None:
         yield sys.stdout
         return
@@ -207,5 +210,9 @@ def _output(path: Path | None) -> Iterator[TextIO]:
         with file:
             yield file
         temporary.replace(path)
+    except MixedTeacherError:
+        if tally.images:
+            temporary.replace(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

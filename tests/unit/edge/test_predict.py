@@ -196,6 +196,28 @@ def test_a_file_of_results_is_a_whole_one(model, folder, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("readable", [0, 5])
+def test_an_error_late_in_a_run_leaves_its_rows(model, tmp_path, monkeypatch, capsys, readable):
+    output = tmp_path / "rows.jsonl"
+    output.write_text("before")
+
+    def pulled_out(*_):
+        for number in range(readable):
+            yield str(number), np.full((48, 40, 3), 40 * number, np.uint8)
+        raise DataError("No frame can be read from camera:0: check the camera.")
+
+    monkeypatch.setattr(predict, "open_sources", pulled_out)
+    assert run(model, "camera:0", "--output", output) == 1
+    assert "No frame can be read" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.part"))
+    if readable:
+        names = [json.loads(line)["name"] for line in output.read_text().splitlines()]
+        assert names == [str(number) for number in range(len(names))]
+        assert len(names) >= 1
+    else:
+        assert output.read_text() == "before"
+
+
 def test_progress_only_on_a_terminal(model, folder, capsys, monkeypatch):
     run(model, folder)
     assert "\r" not in capsys.readouterr().err
