@@ -1,8 +1,9 @@
 """``python -m anomalib_mixedteacher.benchmark.gradient_cost``: what MKD's heat maps cost for a batch, against loops.
 
-Public implementations loop over the images, and with SmoothGrad over the noisy copies of each, and call
-``loss.backward()``, which differentiates the cloner's parameters as well. The ratio to a loop that differentiates the
-images only tells what the batch alone saves. All variants run in turn within one process.
+The official code loops over the images, and with SmoothGrad over the noisy copies of each, and calls
+``loss.backward()``, which differentiates all parameters as well, even the expert's, which it does not freeze
+(``grad_calc`` in its ``test_functions.py``, ``Vgg16`` in its ``models/network.py``). The ratio to a loop that
+differentiates the images only tells what the batch alone saves. All variants run in turn within one process.
 """
 
 import argparse
@@ -16,14 +17,27 @@ from torch import nn
 from anomalib_mixedteacher.benchmark.timing import interleave
 from anomalib_mixedteacher.models.mkd.torch_model import Localization, MkdModel
 
-BATCHED, BACKWARD_LOOP, GRADIENT_LOOP = "batch", "loop that calls backward", "loop that differentiates images only"
+BATCHED = "batch"
+OFFICIAL_LOOP = "loop that calls backward, as the official code does"
+FROZEN_LOOP = "loop that calls backward with the expert frozen"
+GRADIENT_LOOP = "loop that differentiates images only"
+
+
+def maps_as_official(model: MkdModel, images: torch.Tensor) -> torch.Tensor:
+    """Compute anomaly maps as the official code does, with an expert whose parameters are differentiated as well."""
+    model.teachers.requires_grad_(True)
+    try:
+        return maps_by_backward(model, images)
+    finally:
+        model.teachers.requires_grad_(False)
+        model.teachers.zero_grad()
 
 
 def maps_by_backward(model: MkdModel, images: torch.Tensor) -> torch.Tensor:
-    """Compute anomaly maps as public implementations do, one ``backward`` after another."""
+    """Compute anomaly maps one ``backward`` after another, which differentiates the cloner's parameters as well."""
 
     def gradient_of(pixels: torch.Tensor) -> torch.Tensor:
-        model.zero_grad()
+        model.students.zero_grad()
         pixels = pixels.clone().requires_grad_()
         model.loss.score(*model.features(pixels)).sum().backward()
         return pixels.grad  # type: ignore[return-value]  # there is one after backward
@@ -42,7 +56,7 @@ def maps_by_gradient(model: MkdModel, images: torch.Tensor) -> torch.Tensor:
 
 
 def ratios(model: MkdModel, images: torch.Tensor, repetitions: int) -> tuple[dict[str, float], float]:
-    """Time the batched maps and both loops in turn.
+    """Time the batched maps and the loops in turn.
 
     Args:
         model: Model in evaluation mode, with weights.
@@ -55,13 +69,16 @@ def ratios(model: MkdModel, images: torch.Tensor, repetitions: int) -> tuple[dic
     """
     calls = {
         BATCHED: lambda: _finished(model(images).anomaly_map),
-        BACKWARD_LOOP: lambda: _finished(maps_by_backward(model, images)),
+        OFFICIAL_LOOP: lambda: _finished(maps_as_official(model, images)),
+        FROZEN_LOOP: lambda: _finished(maps_by_backward(model, images)),
         GRADIENT_LOOP: lambda: _finished(maps_by_gradient(model, images)),
     }
     expected = calls[BATCHED]()
     difference = max(float((calls[name]() - expected).abs().max() / expected.max()) for name in calls)
     seconds = interleave(calls, repetitions, warmup=0)
-    return {n: float(np.median(seconds[BATCHED] / seconds[n])) for n in (BACKWARD_LOOP, GRADIENT_LOOP)}, difference
+    return {
+        name: float(np.median(seconds[BATCHED] / times)) for name, times in seconds.items() if name != BATCHED
+    }, difference
 
 
 def _loop(model: MkdModel, images: torch.Tensor, gradient_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.benchmark.gradient_cost import ratios
+from anomalib_mixedteacher.benchmark.gradient_cost import FROZEN_LOOP, GRADIENT_LOOP, OFFICIAL_LOOP, maps_as_official, ratios
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mkd import feed_forward, gradient, smooth_grad
 from anomalib_mixedteacher.models.mkd.smooth_grad import SmoothGrad
@@ -243,5 +243,22 @@ def test_smooth_grad_is_exported_for_one_size_only():
 def test_benchmark_compares_equal_maps(build, images, localization):
     fractions, difference = ratios(build(localization=localization), images, repetitions=1)
     assert difference < 1e-9
-    assert len(fractions) == 2
+    assert set(fractions) == {OFFICIAL_LOOP, FROZEN_LOOP, GRADIENT_LOOP}
     assert all(fraction > 0 for fraction in fractions.values())
+
+
+def test_official_loop_differentiates_the_expert_and_leaves_it_frozen(build, images):
+    model = build()
+    expert = model.teachers["vgg"].extractor.net
+    gradients = []
+    handles = [
+        layer.weight.register_hook(lambda gradient: gradients.append(gradient.shape))
+        for layer in expert.requires_grad_(True).features
+        if isinstance(layer, nn.Conv2d)
+    ]
+    expert.requires_grad_(False)
+    maps_as_official(model, images)
+    for handle in handles:
+        handle.remove()
+    assert len(gradients) == 13 * len(images)
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in expert.parameters())
