@@ -25,19 +25,18 @@ GRADIENT_LOOP = "loop that differentiates images only"
 
 def maps_as_official(model: MkdModel, images: torch.Tensor) -> torch.Tensor:
     """Compute anomaly maps as the official code does, with an expert whose parameters are differentiated as well."""
-    model.teachers.requires_grad_(True)
+    experts = nn.ModuleList(model.teachers.values()).requires_grad_(True)
     try:
         return maps_by_backward(model, images)
     finally:
-        model.teachers.requires_grad_(False)
-        model.teachers.zero_grad()
+        experts.requires_grad_(False).zero_grad()
 
 
 def maps_by_backward(model: MkdModel, images: torch.Tensor) -> torch.Tensor:
     """Compute anomaly maps one ``backward`` after another, which differentiates the cloner's parameters as well."""
 
     def gradient_of(pixels: torch.Tensor) -> torch.Tensor:
-        model.students.zero_grad()
+        nn.ModuleList(model.students.values()).zero_grad()
         pixels = pixels.clone().requires_grad_()
         model.loss.score(*model.features(pixels)).sum().backward()
         return pixels.grad  # type: ignore[return-value]  # there is one after backward

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.benchmark.gradient_cost import FROZEN_LOOP, GRADIENT_LOOP, OFFICIAL_LOOP, maps_as_official, ratios
+from anomalib_mixedteacher.benchmark.gradient_cost import (
+    FROZEN_LOOP,
+    GRADIENT_LOOP,
+    OFFICIAL_LOOP,
+    maps_as_official,
+    ratios,
+)
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mkd import feed_forward, gradient, smooth_grad
 from anomalib_mixedteacher.models.mkd.smooth_grad import SmoothGrad
