@@ -146,7 +146,7 @@ class EdgeDetector:
 
         Returns:
             Iterator over one item for each image. An image that cannot be used is an item with an error, and the
-            stream goes on.
+            stream goes on. An error of ``images`` itself ends it, behind the items of all images before.
 
         Raises:
             ConfigurationError: If ``queue_size`` is below 1.
@@ -168,8 +168,13 @@ class EdgeDetector:
         # A queue of started requests rather than OpenVINO's AsyncInferQueue, which calls back in any order: waiting
         # for the oldest one keeps the order and bounds the number in progress at once.
         queue: deque[tuple[str, Started | DataError]] = deque()
+        failure: Exception | None = None
         try:
-            for name, image in images:
+            for item in _errors_as_items(images):
+                if isinstance(item, Exception):
+                    failure = item
+                    break
+                name, image = item
                 rgb = self._for_queue(image, name)
                 oldest = None
                 if len(queue) >= (queue_size or self._best_queue_size()):
@@ -179,6 +184,8 @@ class EdgeDetector:
                     yield oldest
             while queue:
                 yield _outcome(*queue.popleft())
+            if failure is not None:  # an unplugged camera, say: what it had delivered is judged first
+                raise failure
         finally:
             for _, started in queue:
                 if isinstance(started, Started):
@@ -236,6 +243,13 @@ def _named(images: Iterable[ImageSource | Named]) -> Iterator[Named]:
             yield image
         else:
             yield (str(image) if isinstance(image, (str, Path)) else str(number)), image
+
+
+def _errors_as_items(images: Iterable[Named]) -> Iterator[Named | Exception]:
+    try:
+        yield from images
+    except Exception as error:  # whatever a camera's or a user's reader raises
+        yield error
 
 
 def _outcome(name: str, started: Started | DataError) -> Outcome:

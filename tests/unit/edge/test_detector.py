@@ -204,6 +204,19 @@ def test_an_error_of_the_reader_passes_through(model, rgb):
     assert_expected(detector.predict(rgb), rgb)
 
 
+@pytest.mark.parametrize("queue_size", [1, 3, 9])
+def test_images_in_progress_are_judged_before_an_error_of_the_reader_passes_through(model, rgb, queue_size):
+    def images():
+        yield from [rgb] * 5
+        raise OSError("unplugged")
+
+    judged: list[str] = []
+    items = EdgeDetector(model).stream(images(), queue_size)
+    with pytest.raises(OSError, match="unplugged"):
+        judged.extend(item.name for item in items)
+    assert judged == ["0", "1", "2", "3", "4"]
+
+
 def test_fixed_size(tmp_path):
     detector = EdgeDetector(save_model(tmp_path / "model.xml", size=(36, 44), record=False))
     rgb = np.random.default_rng(3).integers(0, 256, (36, 44, 3), np.uint8)
