@@ -1,9 +1,13 @@
-"""Where the package keeps what it can make again."""
+"""Where, and for how long, the package keeps what it can make again."""
 
 import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 CACHE_VARIABLE = "ANOMALIB_MIXEDTEACHER_CACHE"
+UNUSED_DAYS = 30
 
 
 def cache_folder(kind: str) -> Path:
@@ -19,3 +23,25 @@ def cache_folder(kind: str) -> Path:
     own = os.environ.get(CACHE_VARIABLE)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return (Path(own) if own else Path(base) / "anomalib_mixedteacher") / kind
+
+
+def mark_used(*paths: Path) -> None:
+    """Let files count as used today, where they may be changed."""
+    for path in paths:
+        with suppress(OSError):
+            os.utime(path)
+
+
+def remove_unused(paths: Iterable[Path]) -> None:
+    """Remove files that were neither written nor marked as used for ``UNUSED_DAYS`` days, where they may be removed.
+
+    A changed setting or a new export leaves files behind that nothing asks for any more.
+
+    Args:
+        paths: Files; folders among them are left alone.
+    """
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    for path in paths:
+        with suppress(OSError):  # another user's, open on Windows, or just removed by another process
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()

@@ -19,7 +19,7 @@ from anomalib_mixedteacher.components.feature_file import (
     UnfinishedFile,
     megabytes,
     open_file,
-    remove_abandoned,
+    remove_leftovers,
     row_width,
     table_size,
 )
@@ -85,7 +85,7 @@ class FeatureCache:
         capacity: Number of distinct images that will come.
         memory_budget: Bytes from which on a file is used instead of memory.
         folder: Where files are; made when the first one is needed. Without a folder there is no file. What killed
-            processes left unfinished in it is removed.
+            processes left unfinished in it is removed, and what was not used for long.
     """
 
     def __init__(self, key: str, capacity: int, memory_budget: int, folder: Path | None = None) -> None:
@@ -98,8 +98,8 @@ class FeatureCache:
         self._store: MemoryRows | FeatureFile | None = None
         self._reused = False
         if folder is not None:
-            remove_abandoned(folder)
             self._reuse(folder)
+            remove_leftovers(folder)
 
     @property
     def complete(self) -> bool:

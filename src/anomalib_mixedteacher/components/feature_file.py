@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from anomalib_mixedteacher.cache_folder import mark_used, remove_unused
 from anomalib_mixedteacher.errors import CacheError
 
 try:
@@ -105,7 +106,7 @@ class UnfinishedFile(FeatureFile):
     """A file of rows that is being filled, in a temporary folder of its own.
 
     The folder is removed by :meth:`close`, at the latest when the interpreter ends, and after a killed process by
-    :func:`remove_abandoned`.
+    :func:`remove_leftovers`.
 
     Args:
         folder: Where the complete file will be; made if it does not exist.
@@ -225,16 +226,17 @@ def open_file(folder: Path, key: str) -> tuple[FeatureFile, Index] | None:
     size = os.fstat(file.fileno()).st_size
     whole = size == table_size(shape) + _CHECKSUM_BYTES
     if index.key == key and whole and _checksum(file) == hashlib.sha256(content).digest():
+        mark_used(data, note)
         return FeatureFile(file, shape), index
     file.close()
     return None
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder; what a live one is filling stays.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder, and what was not used for long.
 
-    Liveness is a lock that ends with its process, not a process number: containers that share a folder have the same
-    numbers for different processes, and the same again after a restart.
+    What a live process is filling stays. Liveness is a lock that ends with its process, not a process number:
+    containers that share a folder have the same numbers for different processes, and the same again after a restart.
 
     Args:
         folder: Where the caches are; it need not exist.
@@ -245,6 +247,7 @@ def remove_abandoned(folder: Path) -> None:
                 _lock(lock)
             (temporary / _LOCK).unlink()
             shutil.rmtree(temporary)
+    remove_unused(folder.glob(f"{_PREFIX}*"))
 
 
 def _paths(folder: Path, key: str) -> tuple[Path, Path]:

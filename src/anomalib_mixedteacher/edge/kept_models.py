@@ -17,6 +17,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from anomalib_mixedteacher.cache_folder import mark_used, remove_unused
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,6 +67,7 @@ class KeptModels:
             logger.warning("The compiled model %s is damaged: this start compiles the model.", path)
             return None
         self._mapped.append(content)
+        mark_used(path)
         return compiled
 
     def keep(self, bytes_input: bool, compiled: openvino.CompiledModel) -> None:
@@ -79,6 +82,8 @@ class KeptModels:
         try:
             part.write_bytes(compiled.export_model().getbuffer())
             part.replace(path)
+            remove_unused(self._folder.glob("*-uint8.*"))  # earlier exports', and parts that killed processes left
+            remove_unused(self._folder.glob("*-float32.*"))
         except (OSError, RuntimeError):  # a full disk, say, must not keep a detector from starting
             with suppress(OSError):
                 part.unlink()

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -307,6 +308,24 @@ class TestReuse:
             fill(cache, [99])
             assert cache.in_memory
         assert content(complete) == before
+
+    def test_unused_files_go_after_a_month(self, complete):
+        used, unused = complete / DATA, complete / "features-of-other-settings.f16"
+        unused.write_bytes(b"0")
+        recent = complete / "features-of-last-week.f16"
+        recent.write_bytes(b"0")
+        foreign = complete / "notes.txt"
+        foreign.write_bytes(b"0")
+        now = time.time()
+        for path, days in ((used, 31), (complete / INDEX, 31), (unused, 31), (recent, 29), (foreign, 400)):
+            os.utime(path, (now - days * 86400,) * 2)
+        with in_file(complete) as cache:
+            assert_rounded(cache.get(digests([3])), [3])
+        with in_file(complete, key=cache_key(purpose="other")):
+            pass
+        assert sorted(content(complete)) == sorted([DATA, INDEX, recent.name, foreign.name])
+        with in_file(complete) as cache:
+            assert cache.complete
 
     def test_another_key(self, complete):
         with in_file(complete, key=cache_key(purpose="other")) as cache:

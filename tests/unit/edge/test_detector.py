@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from itertools import count, islice
 from pathlib import Path
 
@@ -234,15 +235,34 @@ def test_cache(model, rgb, tmp_path):
     EdgeDetector(model).predict(rgb)
     folder = model.with_name(".openvino_cache")
     (blob,) = folder.iterdir()
-    before = blob.stat().st_mtime_ns
+    before = blob.stat().st_ino
     detector = EdgeDetector(model)
     assert_expected(detector.predict(rgb), rgb)
     assert list(folder.iterdir()) == [blob]
-    assert blob.stat().st_mtime_ns == before
+    assert blob.stat().st_ino == before  # read, not written again
     assert_expected(detector.predict(rgb / 255), rgb)
     assert len(list(folder.iterdir())) == 2
     EdgeDetector(model, cache=tmp_path / "deep" / "cache").predict(rgb)
     assert list((tmp_path / "deep" / "cache").iterdir())
+
+
+def test_compiled_models_that_nobody_used_for_a_month_go(model, rgb):
+    EdgeDetector(model).predict(rgb)
+    folder = model.with_name(".openvino_cache")
+    (used,) = folder.iterdir()
+    unused, recent, part = (folder / name for name in ("0-uint8.blob", "1-float32.blob", "2-float32.7.part"))
+    now = time.time()
+    for path, days in ((used, 31), (unused, 31), (recent, 29), (part, 31)):
+        path.touch()
+        os.utime(path, (now - days * 86400,) * 2)
+    detector = EdgeDetector(model)
+    detector.predict(rgb)
+    assert len(list(folder.iterdir())) == 4
+    detector.predict(rgb / 255)  # compiles and keeps another form
+    left = set(folder.iterdir())
+    assert {used, recent} <= left
+    assert not {unused, part} & left
+    assert len(left) == 3
 
 
 def test_no_cache(model, rgb):
