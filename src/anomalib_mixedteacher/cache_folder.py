@@ -1,8 +1,8 @@
 """Where, and for how long, the package keeps what it can make again."""
 
 import os
+import re
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,16 +32,17 @@ def mark_used(*paths: Path) -> None:
             os.utime(path)
 
 
-def remove_unused(paths: Iterable[Path]) -> None:
+def remove_unused(folder: Path, names: re.Pattern[str]) -> None:
     """Remove files that were neither written nor marked as used for ``UNUSED_DAYS`` days, where they may be removed.
 
     A changed setting or a new export leaves files behind that nothing asks for any more.
 
     Args:
-        paths: Files; folders among them are left alone.
+        folder: Folder of the files; it need not exist.
+        names: What the files' whole names look like. The user may keep files of his own beside them.
     """
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
-    for path in paths:
+    for path in folder.glob("*"):
         with suppress(OSError):  # another user's, open on Windows, or just removed by another process
-            if path.is_file() and path.stat().st_mtime < oldest:
+            if names.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()

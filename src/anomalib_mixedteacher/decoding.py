@@ -43,10 +43,10 @@ def to_rgb(image: ImageSource, name: str | None = None) -> NDArray[np.uint8] | N
         return _array_to_rgb(image, name)
     try:
         if isinstance(image, Image.Image):
-            values = _decode(image)
+            values = _decode(image, name)
         elif isinstance(image, (str, Path, bytes)):
             with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as file:
-                values = _decode(file)
+                values = _decode(file, name)
         else:
             msg = f"An image cannot be a {type(image).__name__}: give a path, bytes, a Pillow image or a numpy array."
             raise DataError(msg)
@@ -60,19 +60,49 @@ def to_rgb(image: ImageSource, name: str | None = None) -> NDArray[np.uint8] | N
     return _array_to_rgb(values, name)
 
 
-def sixteen_bit_values(image: Image.Image) -> NDArray[np.uint16] | None:
-    """Take the values of a 16-bit grey image, which Pillow's ``convert("RGB")`` would clip at 255.
+def deep_values(image: Image.Image, name: str | Path) -> NDArray[np.uint16] | NDArray[np.float32] | None:
+    """Take the values of a grey image of more than 8 bits, which Pillow's ``convert("RGB")`` would clip at 255.
 
     Args:
         image: Opened image.
+        name: What messages call the image.
 
     Returns:
-        Array of shape ``(H, W)`` over ``[0, 65535]``; ``None`` if the image is of another kind.
+        Array of shape ``(H, W)``: uint16 over ``[0, 65535]`` or float32 in ``[0, 1]``; ``None`` if the image is of
+        another kind.
+
+    Raises:
+        DataError: If the values are 32-bit integers, or floating-point and not in ``[0, 1]``.
     """
     # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
         return np.asarray(image).astype(np.uint16)
-    return None
+    if image.mode == "I":
+        msg = (
+            f"The image {name} has 32-bit integers as values, of a range that is not known: save it with 8 or 16 bits."
+        )
+        raise DataError(msg)
+    if image.mode != "F":
+        return None
+    values = np.asarray(image)
+    check_range(values, name, "divide them by their range, or save the image with 8 or 16 bits")
+    return values
+
+
+def check_range(values: NDArray[np.floating[Any]], name: str | Path, remedy: str) -> None:
+    """Check that floating-point values are in ``[0, 1]``.
+
+    Args:
+        values: Values of an image.
+        name: What the message calls the image.
+        remedy: What the user may do, to end the message.
+
+    Raises:
+        DataError: If they are not.
+    """
+    if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails as well
+        msg = f"The image {name} has values that are not in [0, 1]: {remedy}."
+        raise DataError(msg)
 
 
 def check_size(name: str | Path, height: int, width: int) -> None:
@@ -113,11 +143,9 @@ def image_name(image: ImageSource) -> str:
     return str(getattr(image, "filename", "") or f"({type(image).__name__})")
 
 
-def _decode(image: Image.Image) -> NDArray[Any]:
-    if (values := sixteen_bit_values(image)) is not None:
+def _decode(image: Image.Image, name: str) -> NDArray[Any]:
+    if (values := deep_values(image, name)) is not None:
         return values
-    if image.mode == "F":
-        return np.asarray(image)
     return np.array(image.convert("RGB"))  # a copy, since OpenVINO shares memory with writable arrays only
 
 
@@ -139,7 +167,5 @@ def _array_to_rgb(values: NDArray[Any], name: str) -> NDArray[np.uint8] | NDArra
     if rgb.dtype.kind != "f":
         msg = f"The image {name} has values of type {rgb.dtype}: give uint8, uint16, or floating-point in [0, 1]."
         raise DataError(msg)
-    if not (rgb.min() >= 0 and rgb.max() <= 1):  # written so that NaN fails as well
-        msg = f"The image {name} has values that are not in [0, 1]: divide them by 255, or pass uint8."
-        raise DataError(msg)
+    check_range(rgb, name, "divide them by 255, or pass uint8")
     return rgb.astype(np.float32, copy=False)

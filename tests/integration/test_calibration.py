@@ -1,6 +1,7 @@
 """Thresholds from good images alone, through anomalib's Engine: training, checkpoint, export, other models."""
 
 import json
+import shutil
 
 import onnxruntime
 import pytest
@@ -177,6 +178,8 @@ class TestCommand:
             (["--good={good}", "--alarm-rate=0.2", "--output={root}/none/new.ckpt"], "There is no folder"),
             (["--good={empty}"], "There are no images in"),
             (["--good={root}/nowhere"], "There is no file or folder"),
+            (["--good={good}", "--alarm-rate=0.25", "--min-area=100000"], "give a smaller one, in pixels of the map"),
+            (["--good={good}", "--output=/proc/new.ckpt"], "Cannot write /proc/new.ckpt"),
         ],
     )
     def test_errors_are_one_sentence_and_leave_nothing(
@@ -190,6 +193,25 @@ class TestCommand:
         assert sentence in error
         assert len(error.splitlines()) == 1
         assert not list(tmp_path.glob("*new*"))
+
+    def test_a_folder_whose_name_is_not_ascii(self, trained, image_folder, tmp_path):
+        good = tmp_path / "Prüfbilder"
+        shutil.copytree(image_folder / "good", good)
+        assert self.run(trained, "--good", good, "--alarm-rate=0.25", "--output", tmp_path / "new.ckpt") == 0
+        first = next(good.iterdir())
+        assert self.run(trained, "--good", first, "--alarm-rate=0.5", "--output", tmp_path / "one.ckpt") == 0
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed\n...")])
+    def test_a_full_disk(self, trained, image_folder, tmp_path, capsys, monkeypatch, error):
+        def full(content, path):
+            path.write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(torch, "save", full)
+        good = image_folder / "good"
+        assert self.run(trained, "--good", good, "--alarm-rate=0.25", "--output", tmp_path / "new.ckpt") == 1
+        assert "free space there, or give another --output." in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
 
     def test_a_missing_or_foreign_checkpoint_is_refused(self, image_folder, tmp_path, capsys):
         good = ["--good", str(image_folder / "good")]

@@ -88,6 +88,33 @@ def test_floating_point_file(tmp_path):
     assert_rgb(to_rgb(path), np.stack([grey] * 3, axis=-1), np.float32)
 
 
+def test_floating_point_files_as_in_training(tmp_path):
+    from anomalib_mixedteacher.components.images import check_image, read_image
+
+    grey = (RGB[..., 0] / 255).astype(np.float32)
+    path = saved(tmp_path, encoded(Image.fromarray(grey), "TIFF"), "f.tif")
+    check_image(path)
+    assert np.array_equal(to_rgb(path), read_image(path, as_tensor=True).permute(1, 2, 0).numpy())
+    assert np.array_equal(read_image(path), np.stack([grey] * 3, axis=-1).astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (RGB[..., 0].astype(np.float32), r"values that are not in \[0, 1\]: divide them by their range, or save"),
+        (GREY16.astype(np.int32), "32-bit integers as values, of a range that is not known: save it with 8 or 16 bits"),
+    ],
+)
+def test_files_of_unknown_range_are_refused_in_training_too(tmp_path, values, sentence):
+    from anomalib_mixedteacher.components.images import check_image, read_image
+
+    path = saved(tmp_path, encoded(Image.fromarray(values), "TIFF"), "f.tif")
+    for read in (to_rgb, read_image, check_image):
+        with pytest.raises(DataError, match=sentence) as info:
+            read(path)
+        assert str(path) in str(info.value)
+
+
 @pytest.mark.parametrize("value", [-0.01, 1.01, 200.0, np.nan, np.inf])
 def test_floating_point_out_of_range(value):
     image = np.zeros((40, 50, 3))

@@ -287,7 +287,17 @@ def region_scores(maps: torch.Tensor, min_area: int) -> torch.Tensor:
 
     Returns:
         Thresholds ``(B,)`` on the CPU: above them a map has no such region, at them it has.
+
+    Raises:
+        ConfigurationError: If a map is smaller than the area.
     """
+    height, width = maps.shape[-2:]
+    if min_area > height * width:
+        msg = (
+            f"min_area is {min_area} pixels, and the anomaly map has {height} x {width}: give a smaller one, in pixels "
+            "of the map."
+        )
+        raise ConfigurationError(msg)
     from skimage.morphology import area_opening  # slow to import, and needed in training only
 
     opened = [

@@ -2,14 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import openvino
 import torch
-from anomalib.data.utils import get_image_filenames
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -19,7 +20,8 @@ from anomalib_mixedteacher.calibration.report import CalibrationReport
 from anomalib_mixedteacher.components.images import check_image, read_image
 from anomalib_mixedteacher.edge.loading import check_fits, fixed_size, model_file, read_file
 from anomalib_mixedteacher.edge.record import read_record, record_path
-from anomalib_mixedteacher.errors import CalibrationError, ExportedModelError
+from anomalib_mixedteacher.edge.sources import images_below
+from anomalib_mixedteacher.errors import CalibrationError, DataError, ExportedModelError
 from anomalib_mixedteacher.models.restore import load_model, read_checkpoint
 
 
@@ -38,14 +40,14 @@ def calibrate_checkpoint(
         good: Folder of good images.
         output: The calibrated checkpoint to write; a report is written beside it, as JSON.
         alarm_rate: Share of good images that may raise an alarm.
-        min_area: Pixels from which a region counts; see :class:`NormalCalibratedPostProcessor`.
+        min_area: Pixels of the anomaly map from which a region counts; see :class:`NormalCalibratedPostProcessor`.
         tail_fit: Estimate the threshold where the images are too few for the budget.
 
     Returns:
         The report.
 
     Raises:
-        CalibrationError: If the images are too few for the budget, or the output has no folder.
+        CalibrationError: If the images are too few for the budget, or the output cannot be written.
         ConfigurationError: If the checkpoint is not one of the package's models.
         DataError: If an image cannot be read.
     """
@@ -64,12 +66,13 @@ def calibrate_checkpoint(
     content.setdefault("anomalib_components_enabled", {})["post_processor"] = True
     report = CalibrationReport.of(processor, str(output), named)
     temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        torch.save(content, temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _write_report(report, output)
+    with _writing(output):
+        try:
+            torch.save(content, temporary)
+            temporary.replace(output)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _write_report(report, output)
     return report
 
 
@@ -88,14 +91,14 @@ def calibrate_export(
         good: Folder of good images that the model was not trained on.
         output: The ``.xml`` file to write, with its record; a report is written beside it, as JSON.
         alarm_rate: Share of good images that may raise an alarm.
-        min_area: Pixels from which a region counts; see :class:`NormalCalibratedPostProcessor`.
+        min_area: Pixels of the anomaly map from which a region counts; see :class:`NormalCalibratedPostProcessor`.
         tail_fit: Estimate the threshold where the images are too few for the budget.
 
     Returns:
         The report.
 
     Raises:
-        CalibrationError: If the images are too few for the budget, or the output has no folder.
+        CalibrationError: If the images are too few for the budget, or the output cannot be written.
         DataError: If an image cannot be read.
         ExportedModelError: If the model's files are damaged, or were not exported by this package.
     """
@@ -120,12 +123,12 @@ def calibrate_export(
         gather(processor, compiled(images), [str(path)])
     named = processor.calibrate(strict=True)
     calibrated = replace(record, **describe(processor))
-    # weights that were stored in half the space become float32 when read; stored again they lose nothing
-    files.write_model(
-        graph.with_post_processor(raw, processor), calibrated, output, compress_to_fp16=record.precision == "FP16"
-    )
+    judging = graph.with_post_processor(raw, processor)
     report = CalibrationReport.of(processor, str(output), named)
-    _write_report(report, output)
+    with _writing(output):
+        # weights that were stored in half the space become float32 when read; stored again they lose nothing
+        files.write_model(judging, calibrated, output, compress_to_fp16=record.precision == "FP16")
+        _write_report(report, output)
     return report
 
 
@@ -133,10 +136,25 @@ def _check_folder(output: Path) -> None:
     if not output.parent.is_dir():
         msg = f"There is no folder {output.parent} to write to: make it, or give another --output."
         raise CalibrationError(msg)
+    with _writing(output), tempfile.TemporaryFile(dir=output.parent):
+        pass  # known before the images are scored
 
 
-def _checked_images(folder: Path) -> list[Path]:
-    paths = get_image_filenames(folder)
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch and OpenVINO make RuntimeErrors of a full disk's
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        msg = f"Cannot write {output} ({reason}): free space there, or give another --output."
+        raise CalibrationError(msg) from error
+
+
+def _checked_images(good: Path) -> list[Path]:
+    if not good.exists():
+        msg = f"There is no file or folder {good}: check the path."
+        raise DataError(msg)
+    paths = images_below(good) if good.is_dir() else [good]
     for path in paths:
         check_image(path)
     return paths
@@ -176,7 +194,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("model", type=Path, help="checkpoint (.ckpt) that training wrote, or exported model (.xml)")
     parser.add_argument("--good", type=Path, required=True, help="folder of good images that were not trained on")
     parser.add_argument("--alarm-rate", type=float, default=0.05, help="share of good images that may raise an alarm")
-    parser.add_argument("--min-area", type=int, default=16, help="pixels from which a region counts")
+    parser.add_argument("--min-area", type=int, default=16, help="pixels of the map from which a region counts")
     parser.add_argument("--tail-fit", action="store_true", help="estimate where the images are too few for the rate")
     parser.add_argument("--output", type=Path, help="default: the model's name with -calibrated")
     given = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ renamed one after the other, and two processes may do so at once; a pair that do
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -32,6 +33,7 @@ FLOAT16 = np.dtype("<f2")
 _CHECKSUM_BYTES = 32
 _CHUNK = 2**20
 _PREFIX = "features-"
+_KEY_LENGTH = 16
 _UNFINISHED = ".tmp"
 _LOCK = "lock"
 
@@ -247,11 +249,12 @@ def remove_leftovers(folder: Path) -> None:
                 _lock(lock)
             (temporary / _LOCK).unlink()
             shutil.rmtree(temporary)
-    remove_unused(folder.glob(f"{_PREFIX}*"))
+    remove_unused(folder, re.compile(rf"{_PREFIX}[0-9a-f]{{{_KEY_LENGTH}}}\.(f16|json)"))
 
 
 def _paths(folder: Path, key: str) -> tuple[Path, Path]:
-    return folder / f"{_PREFIX}{key[:16]}.f16", folder / f"{_PREFIX}{key[:16]}.json"
+    name = f"{_PREFIX}{key[:_KEY_LENGTH]}"
+    return folder / f"{name}.f16", folder / f"{name}.json"
 
 
 def _parse(content: bytes) -> Index:

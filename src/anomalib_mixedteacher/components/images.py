@@ -1,4 +1,4 @@
-"""Reading images: 16-bit ones over their whole range, bad ones reported by name."""
+"""Reading images: those of more than 8 bits over their whole range, bad ones reported by name."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from anomalib_mixedteacher.decoding import (
     MIN_SIDE,
     SIXTEEN_BIT_MAX,
     check_size,
-    sixteen_bit_values,
+    deep_values,
     undecodable,
 )
 from anomalib_mixedteacher.errors import DataError
@@ -24,10 +24,11 @@ _anomalib_read_image = anomalib_image.read_image
 
 
 def read_image(path: str | Path, as_tensor: bool = False) -> Any:
-    """Read an image as anomalib's ``read_image`` does, and 16-bit grey ones over their whole range.
+    """Read an image as anomalib's ``read_image`` does, and grey ones of more than 8 bits over their whole range.
 
-    anomalib converts with Pillow's ``convert("RGB")``, which clips 16-bit values at 255: a 16-bit photo becomes white
-    without a word. Here they are divided by 65535.
+    anomalib converts with Pillow's ``convert("RGB")``, which clips values at 255: a 16-bit photo becomes white without
+    a word, and one of floating-point values in ``[0, 1]`` black. Here 16-bit values are divided by 65535, and
+    floating-point ones are taken as they are.
 
     Args:
         path: Image file.
@@ -38,18 +39,18 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DataError: If it cannot be decoded.
+        DataError: If it cannot be decoded, or has values of a range that is not known.
     """
     try:
         with Image.open(path) as image:
-            values = sixteen_bit_values(image)
+            values = deep_values(image, path)
             if values is None:
                 return _anomalib_read_image(path, as_tensor=as_tensor)
-    except FileNotFoundError:
+    except (FileNotFoundError, DataError):
         raise
     except DECODE_ERRORS as error:
         raise undecodable(path, error) from error
-    grey = values / SIXTEEN_BIT_MAX
+    grey = values / SIXTEEN_BIT_MAX if values.dtype == np.uint16 else values.astype(np.float64)
     if as_tensor:
         return torch.from_numpy(grey).float().expand(3, -1, -1).contiguous()
     return np.repeat(grey[..., None], 3, axis=-1)
@@ -62,17 +63,20 @@ def check_image(path: str | Path) -> None:
         path: Image file.
 
     Raises:
-        DataError: If it cannot be decoded, has a side below 32 pixels, or has one value in all its pixels.
+        DataError: If it cannot be decoded, has a side below 32 pixels, values of a range that is not known, or one
+            value in all its pixels.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
             image.load()
-            flat = _is_flat(image)
+            flat = _is_flat(image, path)
         if flat and image.size != (width, height):
             with Image.open(path) as whole:
-                flat = _is_flat(whole)
+                flat = _is_flat(whole, path)
+    except DataError:
+        raise
     except DECODE_ERRORS as error:
         raise undecodable(path, error) from error
     check_size(path, height, width)
@@ -81,8 +85,8 @@ def check_image(path: str | Path) -> None:
         raise DataError(msg)
 
 
-def _is_flat(image: Image.Image) -> bool:
-    values = sixteen_bit_values(image)
+def _is_flat(image: Image.Image, path: str | Path) -> bool:
+    values = deep_values(image, path)
     if values is not None:  # not every 16-bit mode has extrema in Pillow
         return bool(values.min() == values.max())
     extrema: Any = image.getextrema()  # one pair of values, or one for each band

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class DriftReport:
 
 
 class DriftMonitor:
-    """Watches the scores of passed images for change.
+    """Watches the scores of passed images for change. It may be used from several threads.
 
     Args:
         calibration: Scores of the calibration images, as the exported model gives them.
@@ -101,6 +102,7 @@ class DriftMonitor:
         self._window = window
         self._rate = false_report_rate
         self._model = model
+        self._adding = threading.Lock()
         self.scores: list[float] = self._restore()
 
     @classmethod
@@ -130,11 +132,12 @@ class DriftMonitor:
         """
         if prediction.label:
             return None
-        self.scores.append(prediction.score)
-        report = self._compare() if len(self.scores) >= self._window else None
-        if report is not None:
-            self.scores.clear()
-        self._save()
+        with self._adding:
+            self.scores.append(prediction.score)
+            report = self._compare() if len(self.scores) >= self._window else None
+            if report is not None:
+                self.scores.clear()
+            self._save()
         return report
 
     def _compare(self) -> DriftReport:

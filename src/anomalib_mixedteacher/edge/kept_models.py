@@ -8,6 +8,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,9 @@ import openvino
 from numpy.typing import NDArray
 
 from anomalib_mixedteacher.cache_folder import mark_used, remove_unused
+
+_KEY_LENGTH = 32
+_NAMES = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}-(uint8|float32)\.(blob|\d+-\d+\.part)")
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ class KeptModels:
         name = core.get_property(device, "FULL_DEVICE_NAME")
         settings = [openvino.__version__, device, name, capabilities, self._properties, sorted(files.values())]
         self._mapped: list[NDArray[np.uint8]] = []  # compiled models may point into their files
-        self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        self._key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
     def load(self, bytes_input: bool) -> openvino.CompiledModel | None:
         """Load what was kept.
@@ -78,12 +83,11 @@ class KeptModels:
             compiled: The compiled model.
         """
         path = self._path(bytes_input)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         try:
             part.write_bytes(compiled.export_model().getbuffer())
             part.replace(path)
-            remove_unused(self._folder.glob("*-uint8.*"))  # earlier exports', and parts that killed processes left
-            remove_unused(self._folder.glob("*-float32.*"))
+            remove_unused(self._folder, _NAMES)  # earlier exports', and parts that killed processes left
         except (OSError, RuntimeError):  # a full disk, say, must not keep a detector from starting
             with suppress(OSError):
                 part.unlink()

@@ -1,6 +1,7 @@
 """Heat maps over images, drawn with numpy and Pillow."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,22 @@ class OverlayFolder:
 
     Args:
         folder: The folder; it is made if need be. Files of equal names in it are replaced.
+        sources: Where the images come from, as in :func:`~anomalib_mixedteacher.edge.sources.open_sources`.
 
     Raises:
-        DataError: If it cannot be made.
+        DataError: If it cannot be made, or if heat maps in it would replace images, or be taken for images.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str] = ()) -> None:
+        for source in map(Path, sources):
+            images = source if source.is_dir() else source.parent
+            below = folder.resolve().is_relative_to(images.resolve())
+            if (source.is_dir() and below) or (source.is_file() and folder.resolve() == images.resolve()):
+                msg = (
+                    f"Heat maps in {folder} would lie among the images of {source}: give a folder outside with "
+                    "--overlays."
+                )
+                raise DataError(msg)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -45,8 +56,17 @@ class OverlayFolder:
             name: Name or path of the image. Where stems collide, a number is added.
             image: The image.
             prediction: What the detector says of it.
+
+        Raises:
+            DataError: If the image cannot be read any more, or the heat map cannot be written.
         """
-        Image.fromarray(draw(image, prediction)).save(self._folder / f"{self._unique(name)}.png")
+        drawn = Image.fromarray(draw(image, prediction))
+        path = self._folder / f"{self._unique(name)}.png"
+        try:
+            drawn.save(path)
+        except OSError as error:
+            msg = f"Cannot write {path} ({error.strerror or error}): free space there, or give another --overlays."
+            raise DataError(msg) from error
 
     def _unique(self, name: str) -> str:
         path = Path(name)

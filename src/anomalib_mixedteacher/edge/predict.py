@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ FIELDS = ("name", "score", "label", "p_value", "error")
 DEFECT_STATUS = 3
 EPILOG = """Each result has a name, a score with the threshold at 0.5, a label (true for a defect), a p-value
 if the model was calibrated on good images, and an error if the image cannot be read. Exit status: 0; 1 after an error
-or an unreadable image; 3 with --fail-on-defect if there was a defect."""
+or an unreadable image or a missing overlay; 3 with --fail-on-defect if there was a defect."""
 
 
 @dataclass
@@ -36,11 +37,13 @@ class Tally:
         images: Images so far, unreadable ones included.
         defects: Images labelled as defects.
         unreadable: Images that could not be used.
+        not_drawn: Overlays that could not be drawn or written.
     """
 
     images: int = 0
     defects: int = 0
     unreadable: int = 0
+    not_drawn: int = 0
     _first: float = 0.0
     _last: float = 0.0
 
@@ -57,7 +60,8 @@ class Tally:
         seconds = self._last - self._first
         rated = self.images - self.unreadable > 1 and seconds > 0
         rate = f", {(self.images - 1) / seconds:.1f} images a second" if rated else ""
-        return f"{self.images} images, {self.defects} defects, {self.unreadable} unreadable{rate}"
+        lost = f", {self.not_drawn} overlays missing" if self.not_drawn else ""
+        return f"{self.images} images, {self.defects} defects, {self.unreadable} unreadable{lost}{rate}"
 
 
 def main(args: Sequence[str]) -> int:
@@ -81,7 +85,7 @@ def main(args: Sequence[str]) -> int:
         cache=None if settings.no_cache else settings.cache,
         precision=settings.precision,
     )
-    overlays = OverlayFolder(settings.overlays) if settings.overlays else None
+    overlays = OverlayFolder(settings.overlays, settings.sources) if settings.overlays else None
     monitor = DriftMonitor.of(detector.record, state=settings.drift) if settings.drift else None
     tally = Tally()
     with _output(settings.output, tally) as file:
@@ -89,7 +93,7 @@ def main(args: Sequence[str]) -> int:
     print(tally.text(), file=sys.stderr)
     if settings.fail_on_defect and tally.defects:
         return DEFECT_STATUS
-    return 1 if tally.unreadable else 0
+    return 1 if tally.unreadable or tally.not_drawn else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,7 +157,11 @@ def _judge(
             if report and report.drifted:
                 print(report.text(), file=sys.stderr)
             if overlays and item.prediction:
-                overlays.write(item.name, image, item.prediction)
+                try:
+                    overlays.write(item.name, image, item.prediction)
+                except DataError as error:  # the results count more
+                    tally.not_drawn += 1
+                    print(f"mixedteacher: {error}", file=sys.stderr)
             if progress:
                 print(f"\r{tally.images} images, {tally.defects} defects", end="", file=sys.stderr, flush=True)
     except KeyboardInterrupt:  # the usual end of a camera's run: what was done is kept
@@ -195,17 +203,27 @@ WRITERS = {"jsonl": _jsonl, "csv": _csv}
 def _output(path: Path | None, tally: Tally) -> Iterator[TextIO]:
     """Open the file under a temporary name and rename it at the end, so that a file there is always a whole one.
 
-    An error of the user's, such as a camera that was pulled out, leaves the rows that were written until then.
+    An error of the user's, such as a camera that was pulled out, leaves the rows that were written until then. A pipe
+    or a device is written as it is.
     """
     if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
         yield sys.stdout
         return
-    temporary = path.with_name(f"{path.name}.part")
+    path = path.resolve()  # of a symbolic link, the file is replaced and not the link
+    special = path.exists() and not path.is_file()
+    temporary = path if special else path.with_name(f"{path.name}.part")
     try:
-        file = temporary.open("w", encoding="utf-8", newline="")
+        # names that are not UTF-8 keep their bytes
+        file = temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         msg = f"Cannot write {path} ({error.strerror}): give another file with --output."
         raise DataError(msg) from error
+    if special:
+        with file:
+            yield file
+        return
     try:
         with file:
             yield file

@@ -37,19 +37,30 @@ def _open(source: str) -> Iterator[Named]:
         return _camera(source)
     path = Path(source)
     if path.is_dir():
-        return _folder(path)
+        return ((str(image), image) for image in images_below(path))
     if not path.exists():
         msg = f"There is no file or folder {path}: check the path."
         raise DataError(msg)
     return _frames(source, source) if path.suffix.lower() in VIDEOS else iter([(str(path), path)])
 
 
-def _folder(folder: Path) -> Iterator[Named]:
+def images_below(folder: Path) -> list[Path]:
+    """List the images in a folder and all below it, sorted.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths, one or more.
+
+    Raises:
+        DataError: If there are none.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
     if not paths:
         msg = f"There are no images in {folder}: put images there, or give another folder."
         raise DataError(msg)
-    return ((str(path), path) for path in paths)
+    return paths
 
 
 def _camera(source: str) -> Iterator[Named]:
@@ -82,6 +93,9 @@ def _read(source: str, read: Callable[[], tuple[bool, Any]], release: Callable[[
             ok, frame = read()
             if not ok and not number:
                 msg = f"No frame can be read from {source}: check the video, or the camera's connection."
+                raise DataError(msg)
+            if not ok and source.startswith(CAMERA):  # a video ends, a camera fails
+                msg = f"{source} gives no more frames: check its connection."
                 raise DataError(msg)
             if not ok:
                 return

@@ -39,6 +39,14 @@ def test_region_of_one_pixel_is_the_maximum():
     assert torch.equal(region_scores(maps, 1), maps.amax(dim=(1, 2, 3)))
 
 
+def test_an_area_beyond_the_map_is_refused():
+    assert region_scores(torch.ones(2, 1, 4, 6), 24).tolist() == [1, 1]
+    with pytest.raises(
+        ConfigurationError, match="min_area is 25 pixels, and the anomaly map has 4 x 6: give a smaller"
+    ):
+        region_scores(torch.ones(2, 1, 4, 6), 25)
+
+
 def test_thresholds_are_the_conformal_ones():
     maps = torch.arange(1.0, 20.0)[:, None, None].expand(19, 8, 8)
     processor = calibrated(torch.arange(1.0, 20.0), maps, alarm_rate=0.1)

@@ -310,11 +310,11 @@ class TestReuse:
         assert content(complete) == before
 
     def test_unused_files_go_after_a_month(self, complete):
-        used, unused = complete / DATA, complete / "features-of-other-settings.f16"
+        used, unused = complete / DATA, complete / f"features-{16 * '0'}.f16"
         unused.write_bytes(b"0")
-        recent = complete / "features-of-last-week.f16"
+        recent = complete / f"features-{16 * '1'}.f16"
         recent.write_bytes(b"0")
-        foreign = complete / "notes.txt"
+        foreign = complete / "features-of-mine.f16"
         foreign.write_bytes(b"0")
         now = time.time()
         for path, days in ((used, 31), (complete / INDEX, 31), (unused, 31), (recent, 29), (foreign, 400)):

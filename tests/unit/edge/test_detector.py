@@ -250,19 +250,20 @@ def test_compiled_models_that_nobody_used_for_a_month_go(model, rgb):
     EdgeDetector(model).predict(rgb)
     folder = model.with_name(".openvino_cache")
     (used,) = folder.iterdir()
-    unused, recent, part = (folder / name for name in ("0-uint8.blob", "1-float32.blob", "2-float32.7.part"))
+    key = used.name.partition("-")[0]
+    other = key[::-1]
+    unused, recent, part = (folder / f"{other}-{end}" for end in ("uint8.blob", "float32.blob", "float32.7-8.part"))
+    mine = folder / "weave-float32.bin"
     now = time.time()
-    for path, days in ((used, 31), (unused, 31), (recent, 29), (part, 31)):
+    for path, days in ((used, 31), (unused, 31), (recent, 29), (part, 31), (mine, 400)):
         path.touch()
         os.utime(path, (now - days * 86400,) * 2)
     detector = EdgeDetector(model)
     detector.predict(rgb)
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 5
     detector.predict(rgb / 255)  # compiles and keeps another form
     left = set(folder.iterdir())
-    assert {used, recent} <= left
-    assert not {unused, part} & left
-    assert len(left) == 3
+    assert left == {used, recent, mine, folder / f"{key}-float32.blob"}
 
 
 def test_no_cache(model, rgb):
@@ -433,13 +434,13 @@ def test_a_score_that_is_not_finite(tmp_path, rgb):
         detector.predict(rgb)
 
 
-def test_neither_torch_nor_anomalib_is_imported(model, folder):
+def test_neither_torch_nor_anomalib_is_imported(model, folder, tmp_path):
     code = f"""
 import sys
 from anomalib_mixedteacher.edge import EdgeDetector
 from anomalib_mixedteacher.cli import main
 EdgeDetector({str(model)!r}).predict({str(folder / "a.png")!r})
-assert main(["predict", {str(model)!r}, {str(folder)!r}, "--overlays", {str(folder / "o")!r}]) == 0
+assert main(["predict", {str(model)!r}, {str(folder)!r}, "--overlays", {str(tmp_path / "o")!r}]) == 0
 heavy = {{"torch", "anomalib", "pandas", "scipy", "cv2", "matplotlib", "lightning"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -162,6 +164,16 @@ def test_camera(model, capsys, monkeypatch):
     assert camera.released
 
 
+def test_a_camera_that_is_pulled_out_is_no_end_of_a_run(model, tmp_path, capsys, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: Camera(3))
+    output = tmp_path / "rows.jsonl"
+    assert run(model, "camera:0", "--output", output) == 1
+    assert "camera:0 gives no more frames: check its connection." in capsys.readouterr().err
+    names = [json.loads(line)["name"] for line in output.read_text().splitlines()]
+    assert names == ["camera:0#000000", "camera:0#000001", "camera:0#000002"]
+
+
 def test_interrupted(model, tmp_path, monkeypatch, capsys):
     cv2 = pytest.importorskip("cv2")
     camera = Camera()
@@ -194,6 +206,54 @@ def test_a_file_of_results_is_a_whole_one(model, folder, tmp_path, monkeypatch):
         run(model, folder, "--output", output)
     assert output.read_text() == "before"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_folder_is_no_output(model, folder, tmp_path, capsys):
+    for output in (tmp_path, ""):
+        assert run(model, folder, "--output", output) == 1
+        captured = capsys.readouterr()
+        assert "(Is a directory): give another file with --output." in captured.err
+        assert "Traceback" not in captured.err
+    assert not list(tmp_path.parent.glob("*.part"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on this system")
+def test_a_pipe_stays_a_pipe(model, folder, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_text)
+        assert run(model, folder, "--output", pipe) == 0
+        assert len(read.result().splitlines()) == 3
+    assert pipe.is_fifo()
+
+
+def test_a_symbolic_link_stays_one(model, folder, tmp_path):
+    target, link = tmp_path / "rows.jsonl", tmp_path / "latest.jsonl"
+    target.write_text("before")
+    try:
+        link.symlink_to(target)
+    except OSError:
+        pytest.skip("this system makes no symbolic links here")
+    assert run(model, folder, "--output", link) == 0
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="file names are Unicode there")
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_name_that_is_not_utf_8(model, folder, tmp_path, form):
+    name = os.fsencode(folder) + b"/pr\xfcf.png"
+    os.rename(os.fsencode(folder / "b.png"), name)  # noqa: PTH104  # of bytes
+    output = tmp_path / "rows"
+    assert run(model, folder, "--format", form, "--output", output) == 0
+    assert (b"pr\xfcf.png" if form == "csv" else rb"pr\udcfcf.png") in output.read_bytes()
+    code = (
+        f"from anomalib_mixedteacher.cli import main; main({['predict', str(model), str(folder), '--format', form]!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"pr\udcfcf.png" in done.stdout
 
 
 @pytest.mark.parametrize("readable", [0, 5])
@@ -235,6 +295,33 @@ def test_overlay_files(model, folder, tmp_path):
     assert {"a.png", "a_2.png"} < set(names)
     with Image.open(overlays / "a.png") as image:
         assert image.size == (40, 48)
+
+
+@pytest.mark.parametrize("place", ["", "heat", "more/heat"])
+def test_overlays_among_the_images_are_refused(model, folder, place, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(model, folder, "--overlays", folder / place) == 1
+    assert "would lie among the images of" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (folder / "heat").exists()
+
+
+def test_overlays_beside_single_images(model, folder, tmp_path, capsys):
+    assert run(model, folder / "a.png", "--overlays", folder) == 1
+    assert "would lie among the images of" in capsys.readouterr().err
+    assert run(model, folder / "a.png", "--overlays", folder / "heat") == 0
+    assert (folder / "heat" / "a.png").exists()
+
+
+def test_an_overlay_that_cannot_be_written_does_not_end_the_run(model, folder, tmp_path, capsys):
+    overlays = tmp_path / "overlays"
+    (overlays / "b.png").mkdir(parents=True)
+    assert run(model, folder, "--overlays", overlays) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert f"Cannot write {overlays / 'b.png'} (Is a directory): free space there" in captured.err
+    assert "3 images, 1 defects, 0 unreadable, 1 overlays missing" in captured.err
+    assert (overlays / "a_2.png").exists()
 
 
 def test_overlay_against_numpy():
