@@ -1,6 +1,7 @@
 """``mixedteacher benchmark`` end to end: real trainings, a kill in the middle, and data sets that lack something."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from anomalib_mixedteacher.benchmark import command
 from anomalib_mixedteacher.benchmark.plan import parse_plan
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
+from anomalib_mixedteacher.benchmark.tables import values_of
 from anomalib_mixedteacher.cli import main
 
 TINY = {"teacher_weights": "random", "image_size": 64, "epochs": 1}
@@ -102,12 +104,61 @@ def test_data_that_lack_something_say_so_and_are_complete_otherwise(odd_folders,
     assert found["single_defect"].missing == {}
     assert any("Only 1 defective image" in note for note in found["single_defect"].notes)
     assert found["sixteen_bits"].missing == {}
+    for data, defects in {"no_masks": 3, "no_defects": 0, "single_defect": 1, "sixteen_bits": 3}.items():
+        alarms = found[data].alarms
+        assert {kind: images for kind, (_, images) in alarms.items()} == {"good": 2} | (
+            {"abnormal": defects} if defects else {}
+        )
+        assert alarms["good"][0] == 2 * found[data].metrics["false_alarm_rate"]
+        found_rate = values_of(found[data], {}).get("found_rate")
+        assert found_rate == (alarms["abnormal"][0] / defects if defects else None)
     printed = capsys.readouterr().out
     assert "- no_masks (pixel_AUROC, PRO, pixel_F1): The test set has no masks." in printed
     for result in found.values():
         assert folder.export(result.cell).exists()
         assert set(json.loads(folder.speed.read_text())[result.cell.name]) == {"latency_ms", "images_per_second"}
-        assert len(folder.predictions(result.cell).scores) == sum(count for _, count in result.alarms.values())
+        kinds = folder.predictions(result.cell).kinds
+        assert {kind: kinds.count(kind) for kind in kinds} == {kind: n for kind, (_, n) in result.alarms.items()}
+
+
+def test_new_images_are_trained_on_and_the_report_counts_them(odd_folders, tmp_path, capsys):
+    shutil.copytree(odd_folders / "single_defect", tmp_path / "fabric")
+    folder = RunFolder(tmp_path / "run")
+    plan = parse_plan({"models": ["Stfpm"], "data": [command._folder(tmp_path / "fabric"), TEXTURES], **TINY}, "here")
+    assert command.run(plan, folder) == 0
+    before = {result.cell.data: result for result in folder.results()}
+    assert before["fabric"].inputs.keys() == {"normal_dir", "abnormal_dir", "mask_dir"}
+    assert before["SyntheticTextures"].inputs == {}
+    for place in ("bad", "mask"):
+        shutil.copy(tmp_path / "fabric" / place / "0.png", tmp_path / "fabric" / place / "1.png")
+    assert command.run(plan, folder) == 0
+    assert "1 of 2 cells are run again, since their images or weights changed: fabric." in capsys.readouterr().out
+    after = {result.cell.data: result for result in folder.results()}
+    assert after["SyntheticTextures"] == before["SyntheticTextures"]
+    assert after["fabric"].alarms["abnormal"][1] == 2
+    assert set(json.loads(folder.speed.read_text())) == {result.cell.name for result in after.values()}
+    assert main(["report", str(folder.path)]) == 0
+    page = (folder.path / "report.html").read_text()
+    assert "There are no good test images" not in page
+    assert 'data-kind="good"' in page
+    assert 'data-kind="abnormal"' in page
+
+
+def test_a_model_without_maps_has_all_other_figures(tmp_path, capsys):
+    models = [{"class_path": "Ganomaly", "init_args": {"n_features": 4, "latent_vec_size": 8}}]
+    folder = RunFolder(tmp_path / "run")
+    settings = {"image_size": 256, "epochs": 1}  # no teacher, so that nothing is fetched
+    assert command.run(parse_plan({"models": models, "data": [TEXTURES], **settings}, "here"), folder) == 0
+    (result,) = folder.results()
+    assert set(result.missing) == {"pixel_AUROC", "PRO", "pixel_F1"}
+    assert set(result.missing.values()) == {"The model gives no anomaly maps."}
+    assert {"image_AUROC", "false_alarm_rate"} <= result.metrics.keys()
+    assert result.calibration.pixel is None
+    assert result.alarms["good"][1] == 4
+    assert folder.predictions(result.cell).maps.size == 0
+    assert folder.export(result.cell).exists()
+    assert "(pixel_AUROC, PRO, pixel_F1): The model gives no anomaly maps." in capsys.readouterr().out
+    assert main(["report", str(folder.path)]) == 0
 
 
 def test_a_cell_that_fails_is_named_and_the_rest_is_finished(tmp_path, capsys):

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from anomalib_mixedteacher import MagneticTile, SyntheticTextures
+from anomalib_mixedteacher.benchmark.result import GOOD
+from anomalib_mixedteacher.benchmark.scores import image_kinds
 from anomalib_mixedteacher.calibration.conformal import conformal_rank, conformal_threshold
 from anomalib_mixedteacher.export.graph import raw
 from anomalib_mixedteacher.export.quality import batches, compile_exactly
@@ -63,7 +65,7 @@ def score(model: Path, datamodule: AnomalibDataModule) -> dict[str, Scores]:
     compiled = compile_exactly(raw(openvino.Core().read_model(model)))
     found: dict[str, list[float]] = {}
     for data in (datamodule.val_data, datamodule.test_data):
-        for kind, (images, _) in zip(data.samples.label, batches(data, None), strict=True):
+        for kind, (images, _) in zip(image_kinds(data.samples), batches(data, None), strict=True):
             found.setdefault(kind, []).append(float(compiled(images)["pred_score"].item()))
     return {kind: np.array(values) for kind, values in found.items()}
 
@@ -80,7 +82,7 @@ def compare(scores: dict[str, Scores], budgets: Sequence[float] = BUDGETS, split
         The conformal threshold at each budget, the maximum of the calibration scores, and anomalib's F1-adaptive
         threshold, which alone is given half of the defects as well.
     """
-    good, defects = scores["good"], {kind: values for kind, values in scores.items() if kind != "good"}
+    good, defects = scores[GOOD], {kind: values for kind, values in scores.items() if kind != GOOD}
     half = len(good) // 2
     ways: dict[str, tuple[float | None, Callable[[Scores, Scores], float]]] = {}
     for budget in budgets:

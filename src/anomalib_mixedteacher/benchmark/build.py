@@ -44,8 +44,8 @@ def build(class_path: str, weights: str, image_size: int, **arguments: Any) -> t
 
     Args:
         class_path: Name of a model that anomalib knows, with or without its package.
-        weights: Where the teachers' weights come from. Models of anomalib's other than the peers keep their own, and
-            need ``imagenet``.
+        weights: Where the teachers' weights come from. Models of anomalib's other than the peers have no such teacher,
+            and need ``imagenet``.
         image_size: Side to which the model resizes images, in pixels.
         arguments: More arguments of the model.
 
@@ -65,7 +65,10 @@ def build(class_path: str, weights: str, image_size: int, **arguments: Any) -> t
     if name == "EfficientAd":
         return _build_efficient_ad(weights, image_size, **arguments), []
     if weights != "imagenet":
-        msg = f"{name} has weights of its own: benchmark it with teacher_weights: imagenet, or leave it out."
+        msg = (
+            f"{name} has no teacher that could take {weights} weights: benchmark it with teacher_weights: imagenet, or "
+            "leave it out."
+        )
         raise ConfigurationError(msg)
     check_model(class_path)
     found = get_model(class_path, **arguments)

@@ -60,26 +60,32 @@ def run(plan: Plan, folder: RunFolder, jobs: int = 1) -> int:
 
     Returns:
         Exit status, as of :func:`main`.
+
+    Raises:
+        ConfigurationError: If a model or data set cannot be had, or the folder or the accelerators cannot take it.
     """
     # imports torch and anomalib, which a wrong plan need not wait for
     from anomalib_mixedteacher.benchmark.build import build_data, check_model
     from anomalib_mixedteacher.benchmark.export_speed import measure_speed
-    from anomalib_mixedteacher.benchmark.runner import run_cells
+    from anomalib_mixedteacher.benchmark.runner import check_jobs, run_cells
     from anomalib_mixedteacher.benchmark.tables import write_tables
 
+    check_jobs(jobs)
     cells = plan.cells()
     for cell in cells:  # what can be known to fail is known before hours of training
         check_model(cell.class_path)
         build_data(cell.data_class, cell.data_args, cell.seed, cell.batch)
-    folder.write(folder.plan, plan.to_yaml())
-    folder.set_cells(cells)
-    try:
-        run_cells(folder, cells, jobs)
-        speed = measure_speed(folder) if folder.results() else {}
-    except KeyboardInterrupt:
-        print("mixedteacher: interrupted; give the same command again to go on.", file=sys.stderr)
-        return _INTERRUPTED
-    print(f"\n{write_tables(folder, speed)}")
+    with folder.lock():
+        folder.write(folder.plan, plan.to_yaml())
+        folder.set_cells(cells)
+        try:
+            run_cells(folder, cells, jobs)
+            speed = measure_speed(folder) if folder.results() else {}
+        except KeyboardInterrupt:
+            print("mixedteacher: interrupted; give the same command again to go on.", file=sys.stderr)
+            return _INTERRUPTED
+        tables = write_tables(folder, speed)
+    print(f"\n{tables}")
     print(f"results  {folder.path}: table.md, table.csv, table.json; 'mixedteacher report {folder.path}' shows them")
     return 1 if folder.failures() else 0
 
@@ -130,7 +136,7 @@ def _folder(folder: Path) -> dict[str, Any]:
         msg = f"{folder} has no folder '{_GOOD}', nor have its subfolders: put good images into {folder / _GOOD}."
         raise ConfigurationError(msg)
     places = {"normal_dir": _GOOD, "abnormal_dir": _BAD, "mask_dir": _MASK}
-    there = {name: place for name, place in places.items() if all((part / place).is_dir() for part in parts)}
+    there = {name: place for name, place in places.items() if any((part / place).is_dir() for part in parts)}
     return {
         "class_path": "Folder",
         "init_args": {"root": str(folder), **there},

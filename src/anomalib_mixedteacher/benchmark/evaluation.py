@@ -76,6 +76,8 @@ def _reasons(p: Predictions, calibration: Calibration) -> Iterator[tuple[str, st
         yield from ((name, "The test set has no defective images.") for name in PIXEL_METRICS)
     elif not p.masks.any():
         yield from ((name, "The test set has no masks.") for name in PIXEL_METRICS)
+    elif not p.maps.numel():
+        yield from ((name, "The model gives no anomaly maps.") for name in PIXEL_METRICS)
     if not good:
         yield "false_alarm_rate", "The test set has no good images."
     elif calibration.image is None:
@@ -137,9 +139,11 @@ def keep(predictions: Predictions, paths: list[str]) -> KeptPredictions:
         predictions: Raw predictions.
         paths: Files of the images.
     """
-    height, width = predictions.maps.shape[-2:]
+    height, width = predictions.masks.shape[-2:]
     size = min(height, _KEPT_SIDE), min(width, _KEPT_SIDE)
-    maps = adaptive_avg_pool2d(predictions.maps[:, None].float(), size)[:, 0]
+    maps = predictions.maps.float()
+    if maps.numel():
+        maps = adaptive_avg_pool2d(maps[:, None], size)[:, 0]
     masks = adaptive_max_pool2d(predictions.masks[:, None].float(), size)[:, 0] > 0
     absolute = [str(Path(path).resolve()) for path in paths]
     return KeptPredictions(absolute, predictions.kinds, predictions.scores.float().numpy(), maps.numpy(), masks.numpy())

@@ -11,8 +11,9 @@
       - class_path: SyntheticTextures
         categories: [weave, grain]
       - class_path: Folder        # categories of a Folder are subfolders of its root; "all" takes every one
-        init_args: {root: parts, normal_dir: good, abnormal_dir: bad}
+        init_args: {root: parts, normal_dir: good, abnormal_dir: bad}   # a category may lack defects, masks
         categories: all
+        name: parts
     seeds: [0, 1, 2]
     teacher_weights: imagenet
     image_size: 256
@@ -88,7 +89,12 @@ class DataEntry:
     def _arguments(self, category: str) -> dict[str, Any]:
         if not self.is_folder:
             return {**self.init_args, "category": category}
-        return {**self.init_args, "root": str(Path(self.init_args.get("root", ".")) / category), "name": category}
+        root, arguments = Path(self.init_args.get("root", ".")) / category, dict(self.init_args)
+        if self.categories == ALL:
+            for name, folders in image_folders(arguments).items():
+                if not any((root / folder).is_dir() for folder in folders):
+                    del arguments[name]
+        return {**arguments, "root": str(root), "name": category}
 
     def _listed(self) -> list[str]:
         if not isinstance(self.categories, str):
@@ -134,9 +140,11 @@ class Plan:
             if not entries:
                 msg = f"The benchmark has no {what}: give at least one."
                 raise ConfigurationError(msg)
-        labels = [model.label for model in self.models]
-        if double := sorted({label for label in labels if labels.count(label) > 1}):
-            msg = f"Several models are called {', '.join(double)}: give each a name of its own ('name')."
+        if double := _double([model.label for model in self.models]):
+            msg = f"Several models are called {double}: give each a name of its own ('name')."
+            raise ConfigurationError(msg)
+        if double := _double([str(seed) for seed in self.seeds]):
+            msg = f"The seeds name {double} more than once: give each seed once."
             raise ConfigurationError(msg)
         for what in ("image_size", "epochs"):
             if not isinstance(getattr(self, what), int) or getattr(self, what) < 1:
@@ -144,11 +152,21 @@ class Plan:
                 raise ConfigurationError(msg)
 
     def cells(self) -> list[Cell]:
-        """List what is to be trained, all models of one data set and seed after another."""
+        """List what is to be trained, all models of one data set and seed after another.
+
+        Raises:
+            ConfigurationError: If ``all`` categories cannot be listed, or two data sets have the same name.
+        """
+        sets = [(entry.class_path, *one) for entry in self.data for one in entry.sets()]
+        if double := _double([data for _, data, _ in sets]):
+            msg = (
+                f"Several data sets are called {double}: give each a name of its own ('name'), and each category once."
+            )
+            raise ConfigurationError(msg)
         return [
             self._cell(model, data, class_path, arguments, seed)
             for seed in self.seeds
-            for class_path, (data, arguments) in [(e.class_path, one) for e in self.data for one in e.sets()]
+            for class_path, data, arguments in sets
             for model in self.models
         ]
 
@@ -238,6 +256,16 @@ def _checked(values: Any, kind: type, where: str) -> dict[str, Any]:
         msg = f"{where} has no {', '.join(unknown)}: it takes {', '.join(known)}."
         raise ConfigurationError(msg)
     return dict(values)
+
+
+def image_folders(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Give the folders of images that a datamodule's arguments name, by argument."""
+    named = {name: value for name, value in arguments.items() if name.endswith("_dir") and value}
+    return {name: [str(v) for v in (value if isinstance(value, list) else [value])] for name, value in named.items()}
+
+
+def _double(names: Sequence[str]) -> str:
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
 
 
 def usual_batch(model: str) -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from anomalib_mixedteacher import MagneticTile
 from anomalib_mixedteacher.benchmark.distill import distance_maps, distill
-from anomalib_mixedteacher.benchmark.scores import Predictions, summarize
+from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
 from anomalib_mixedteacher.components.teacher import Teacher
@@ -106,7 +106,7 @@ def score(maps: MapFunction, test: AnomalibDataset, image_size: int) -> Predicti
         scores.append(found[-1].amax(dim=(1, 2)))
         labels.append(label)
         masks.append(mask)
-    kinds = list(test.samples.label)
+    kinds = image_kinds(test.samples)
     return Predictions(torch.cat(scores), torch.cat(found), torch.cat(labels), torch.cat(masks), kinds)
 
 

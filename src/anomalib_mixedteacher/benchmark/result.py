@@ -90,6 +90,7 @@ class Result:
             overlap), each a list of points.
         costs: ``train_seconds``, ``peak_memory_mb``, ``stored_numbers`` and ``file_mb`` (the OpenVINO export).
         made: ``date``, ``version``, ``processor``.
+        inputs: Digests of the images and weights by the argument that names them: see :func:`~.inputs.digests`.
     """
 
     cell: Cell
@@ -101,6 +102,12 @@ class Result:
     curves: dict[str, list[tuple[float, float]]]
     costs: dict[str, float]
     made: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mislabelled(self) -> bool:
+        """Whether its good images count as a kind of defect, as those of a Folder did in earlier versions."""
+        return bool(self.alarms) and GOOD not in self.alarms and "false_alarm_rate" in self.metrics
 
     def to_json(self) -> str:
         """Write as JSON."""

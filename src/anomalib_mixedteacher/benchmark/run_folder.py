@@ -9,6 +9,7 @@
     RUN/cells/<name>/export/           its export to OpenVINO
     RUN/failures/<name>.json           a failed cell: the cell, and its error in a sentence
     RUN/logs/<name>.txt                what a cell printed, a failed one's traceback included
+    RUN/.lock                          held by the benchmark that writes here
     RUN/speed.json                     latency and throughput of the exports of the first seed
     RUN/table.csv, .json, .md          the summary
 """
@@ -28,8 +29,15 @@ from anomalib_mixedteacher.benchmark.exported_file import exported_path
 from anomalib_mixedteacher.benchmark.result import Cell, Result
 from anomalib_mixedteacher.errors import ConfigurationError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 EXPORT = "export"
 """Name of the folder of an export, within its cell's."""
+
+_MISLABELLED = "An earlier version took its good images for defects: run the benchmark again, which trains it anew."
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,10 @@ class KeptPredictions:
         paths: Files of the images, ``(N,)``.
         kinds: Name of each image's defect, ``"good"`` for none, ``(N,)``.
         scores: Raw image scores, ``(N,)``.
-        maps: Raw anomaly maps, ``(N, h, w)``, at most 128 pixels a side; in the file to half precision.
-        masks: Ground truth of the same size, ``(N, h, w)``; all false where there is none.
+        maps: Raw anomaly maps, ``(N, h, w)``, at most 128 pixels a side; in the file to half precision. ``(N, 0, 0)``
+            of a model that gives none.
+        masks: Ground truth, ``(N, h, w)``, of the same size as the maps if there are any; all false where there is
+            none.
     """
 
     paths: Sequence[str]
@@ -112,8 +122,8 @@ class RunFolder:
         return exported_path(self.cell(cell) / EXPORT)
 
     def is_finished(self, cell: Cell) -> bool:
-        """Tell whether a cell is finished."""
-        return (self.cell(cell) / "result.json").exists()
+        """Tell whether a cell is finished, and its images were told apart."""
+        return (self.cell(cell) / "result.json").exists() and not self.result(cell).mislabelled
 
     def result(self, cell: Cell) -> Result:
         """Read a finished cell's result."""
@@ -133,18 +143,27 @@ class RunFolder:
         Raises:
             ConfigurationError: If the folder is no benchmark's.
         """
-        paths = [self.path / "cells" / name / "result.json" for name in self._names()]
-        return [Result.from_json(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        return [result for result in self._read().values() if not result.mislabelled]
 
     def failures(self) -> list[Failure]:
-        """Read the failed cells, in the benchmark's order.
+        """Read the failed cells, in the benchmark's order, and those whose result must not be shown.
 
         Raises:
             ConfigurationError: If the folder is no benchmark's.
         """
-        paths = [self.path / "failures" / f"{name}.json" for name in self._names()]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-        return [Failure(Cell(**values["cell"]), values["message"]) for values in found]
+        results, failures = self._read(), []
+        for name in self._names():
+            path = self.path / "failures" / f"{name}.json"
+            if path.exists():
+                values = json.loads(path.read_text(encoding="utf-8"))
+                failures.append(Failure(Cell(**values["cell"]), values["message"]))
+            elif name in results and results[name].mislabelled:
+                failures.append(Failure(results[name].cell, _MISLABELLED))
+        return failures
+
+    def _read(self) -> dict[str, Result]:
+        paths = {name: self.path / "cells" / name / "result.json" for name in self._names()}
+        return {n: Result.from_json(path.read_text(encoding="utf-8")) for n, path in paths.items() if path.exists()}
 
     @property
     def _index(self) -> Path:
@@ -156,6 +175,33 @@ class RunFolder:
             raise ConfigurationError(msg)
         names: list[str] = json.loads(self._index.read_text(encoding="utf-8"))["cells"]
         return names
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other benchmarks out of the folder, until this is left or the process ends.
+
+        Raises:
+            ConfigurationError: If another one writes there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                msg = f"Another benchmark writes to {self.path}: wait for it, or give another --output."
+                raise ConfigurationError(msg) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def clear(self, cell: Cell) -> None:
+        """Remove what an earlier call left of a cell that is to be run."""
+        self._failure(cell).unlink(missing_ok=True)
+        if self.cell(cell).exists():
+            self.speed.unlink(missing_ok=True)  # the new export may be slower, and is to be timed with the others
+            (self.cell(cell) / "result.json").unlink(missing_ok=True)  # first: without it, the cell is not finished
+            shutil.rmtree(self.cell(cell))
 
     @contextmanager
     def finish(self, cell: Cell) -> Iterator[Path]:

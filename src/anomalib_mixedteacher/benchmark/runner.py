@@ -11,17 +11,21 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED
+from concurrent.futures import wait as wait_for
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.pipelines.components.base import Job, JobGenerator, Runner
 from anomalib.pipelines.components.runners import ParallelRunner, SerialRunner
 from tqdm import tqdm
 
+from anomalib_mixedteacher.benchmark.inputs import changed
 from anomalib_mixedteacher.benchmark.result import Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
-from anomalib_mixedteacher.errors import sentence
+from anomalib_mixedteacher.errors import ConfigurationError, sentence
 
 _INTERRUPTED = 130
 
@@ -51,6 +55,7 @@ class CellJob(Job):
             task_id: Number of the accelerator, where several cells run at once.
         """
         cell = self._cells[self._position]
+        self._folder.clear(cell)
         start = time.perf_counter()
         code = _run_apart(self._folder, cell, task_id, self._jobs)
         if code != 0 and not self._folder.failed(cell):
@@ -108,8 +113,32 @@ class CellJobs(JobGenerator):
         return CellJob
 
 
+class _WaitingRunner(ParallelRunner):
+    """anomalib's parallel runner, which keeps a core busy asking whether a job has ended."""
+
+    def _await_cleanup_processes(self, blocking: bool = False) -> None:
+        running = [future for future in self.processes.values() if future is not None]
+        wait_for(running, return_when=ALL_COMPLETED if blocking else FIRST_COMPLETED)
+        super()._await_cleanup_processes(blocking)
+
+
+def check_jobs(jobs: int) -> None:
+    """Refuse more jobs than there are accelerators, each of which takes one.
+
+    Args:
+        jobs: How many cells to run at a time.
+
+    Raises:
+        ConfigurationError: If there are accelerators, but fewer.
+    """
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else jobs
+    if jobs > devices:
+        msg = f"--jobs is {jobs}, and each job takes an accelerator of its own: give {devices}, as many as there are."
+        raise ConfigurationError(msg)
+
+
 def run_cells(folder: RunFolder, cells: Sequence[Cell], jobs: int = 1) -> None:
-    """Run the cells that the run folder has not finished; failed ones are tried again.
+    """Run the cells that the run folder has not finished, or with other images; failed ones are tried again.
 
     Args:
         folder: The run folder.
@@ -117,13 +146,18 @@ def run_cells(folder: RunFolder, cells: Sequence[Cell], jobs: int = 1) -> None:
         jobs: How many to run at a time: each on an accelerator of its own where there are any, else on its share of the
             processor's cores.
     """
-    todo = [cell for cell in cells if not folder.is_finished(cell)]
+    finished = [cell for cell in cells if folder.is_finished(cell)]
+    stale = [cell for cell in finished if changed(cell, folder.result(cell).inputs)]
+    todo = [cell for cell in cells if cell not in finished or cell in stale]
+    if stale:
+        data = ", ".join(dict.fromkeys(cell.data for cell in stale))
+        _say(f"{len(stale)} of {len(cells)} cells are run again, since their images or weights changed: {data}.")
     if len(todo) < len(cells):
         _say(f"{len(cells) - len(todo)} of {len(cells)} cells are finished and are not run again.")
     if not todo:
         return
     generator = CellJobs(folder.path, todo, jobs)
-    runner: Runner = SerialRunner(generator) if jobs == 1 else ParallelRunner(generator, jobs)
+    runner: Runner = SerialRunner(generator) if jobs == 1 else _WaitingRunner(generator, jobs)
     runner.run({})
 
 
@@ -158,8 +192,6 @@ def _child(
     with log.open("w", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    import torch
-
     from anomalib_mixedteacher.benchmark.training import run_cell
 
     if jobs > 1 and not torch.accelerator.is_available():

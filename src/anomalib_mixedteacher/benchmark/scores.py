@@ -6,7 +6,9 @@ validation ties, and its AUROC depends on the validation set. Here scores are ta
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.metrics.aupro import _AUPRO as AUPRO  # without the base that reads anomalib's batches
@@ -15,6 +17,7 @@ from anomalib.pre_processing import PreProcessor
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.tv_tensors import Mask
 
+from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
 
 PRO_LIMIT = 0.3  # share of false positive pixels up to which the region overlap is integrated; anomalib's and MVTec's
@@ -26,7 +29,7 @@ class Predictions:
 
     Attributes:
         scores: Image scores, ``(N,)``.
-        maps: Anomaly maps, ``(N, H, W)``.
+        maps: Anomaly maps, ``(N, H, W)``; ``(N, 0, 0)`` of a model that gives none.
         labels: 1 for anomalous images, ``(N,)``.
         masks: 1 on defects, ``(N, H, W)``.
         kinds: Name of each image's defect, ``"good"`` for none.
@@ -37,6 +40,19 @@ class Predictions:
     labels: torch.Tensor
     masks: torch.Tensor
     kinds: list[str]
+
+
+def image_kinds(samples: pd.DataFrame) -> list[str]:
+    """Name the defects of a data set's images.
+
+    Args:
+        samples: The ``samples`` of one of anomalib's data sets, whose labels of good images have many names.
+
+    Returns:
+        ``"good"`` for each image without a defect, and the label of each other one.
+    """
+    pairs = zip(samples.label, samples.label_index, strict=True)
+    return [GOOD if index == 0 else str(getattr(label, "value", label)) for label, index in pairs]
 
 
 @torch.no_grad()
@@ -58,11 +74,18 @@ def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Prediction
         images, mask = (batch.image, mask) if transform is None else transform(batch.image, Mask(mask))
         prediction = model.model(images.to(model.device))
         scores.append(prediction.pred_score.flatten().cpu())
-        maps.append(prediction.anomaly_map.squeeze(1).cpu())
+        maps.append(_maps_of(prediction).cpu())
         labels.append(batch.gt_label.int())
         masks.append(mask.reshape(len(mask), *mask.shape[-2:]).int())
-    kinds = list(datamodule.test_data.samples.label)
+    kinds = image_kinds(datamodule.test_data.samples)
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
+
+
+def _maps_of(prediction: Any) -> torch.Tensor:
+    if prediction.anomaly_map is None:
+        return torch.empty(prediction.pred_score.numel(), 0, 0)
+    maps: torch.Tensor = prediction.anomaly_map
+    return maps.reshape(len(maps), *maps.shape[-2:])
 
 
 def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, float]:
@@ -73,18 +96,18 @@ def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, f
         pool: Kinds of defect to take together in one more image AUROC.
 
     Returns:
-        ``image_AUROC``; ``pixel_AUROC`` where there are masks; the pool's (named by its kinds, joined by ``+``) and one
-        entry per kind of defect, each in ``[0, 1]``.
+        ``image_AUROC``; ``pixel_AUROC`` where there are masks and maps; the pool's (named by its kinds, joined by
+        ``+``) and one entry per kind of defect, each in ``[0, 1]``.
     """
     p = predictions
     scores = to_unit_range(p.scores)
     result = {"image_AUROC": binary_auroc(scores, p.labels).item()}
-    if p.masks.any():
+    if p.masks.any() and p.maps.numel():
         result["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
     groups = {"+".join(pool): set(pool)} if pool else {}
-    groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {"good"})}
+    groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {GOOD})}
     for name, kinds in groups.items():
-        chosen = torch.tensor([kind == "good" or kind in kinds for kind in p.kinds])
+        chosen = torch.tensor([kind == GOOD or kind in kinds for kind in p.kinds])
         result[name] = binary_auroc(scores[chosen], p.labels[chosen]).item()
     return result
 

@@ -120,7 +120,7 @@ def to_markdown(results: Sequence[Result], failures: Sequence[Failure], speed: S
     parts = [f"### {data}\n\n{_table(cells, speed)}" for data, cells in groups.items()]
     if len(groups) > 1:
         parts.append(f"### Mean over {len(groups)} data sets\n\n{_table(results, speed)}")
-    if remarks := _remarks(results, failures):
+    if remarks := [*_left_out(groups, speed), *_remarks(results, failures)]:
         parts.append("\n".join(f"- {remark}" for remark in remarks))
     return "\n\n".join(parts) + "\n"
 
@@ -144,10 +144,20 @@ def _by_model(results: Sequence[Result], speed: Speed) -> dict[str, dict[str, tu
 def _table(results: Sequence[Result], speed: Speed) -> str:
     rows = _by_model(results, speed)
     columns = [column for column in COLUMNS if any(column.key in row for row in rows.values())]
-    lines = ["| model | " + " | ".join(column.title for column in columns) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for model, row in rows.items():
-        lines.append(f"| {model} | " + " | ".join(_shown(row.get(c.key), c.digits) for c in columns) + " |")
-    return "\n".join(lines)
+    table = [["model", *[column.title for column in columns]], ["---"] * (len(columns) + 1)]
+    table += [[model, *[_shown(row.get(c.key), c.digits) for c in columns]] for model, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
+def _left_out(groups: Mapping[str, Sequence[Result]], speed: Speed) -> list[str]:
+    """Say for each column which data sets its mean is not over."""
+    known = {data: {key for result in cells for key in values_of(result, speed)} for data, cells in groups.items()}
+    remarks = []
+    for column in COLUMNS:
+        lacking = [data for data, keys in known.items() if column.key not in keys]
+        if 0 < len(lacking) < len(groups):
+            remarks.append(f"{column.title}: the mean leaves out {', '.join(lacking)}, where no model has it.")
+    return remarks
 
 
 def _shown(value: tuple[float, float | None] | None, digits: int) -> str:
@@ -161,12 +171,18 @@ def _remarks(results: Sequence[Result], failures: Sequence[Failure]) -> list[str
     said: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for metric, reason in result.missing.items():
-            said.setdefault((result.cell.data, reason), []).append(metric)
+            whose = "" if _lack(results, result.cell.data, reason) else f"{result.cell.model} "
+            said.setdefault((result.cell.data, reason), []).append(f"{whose}{metric}")
         for note in result.notes:
             said.setdefault((result.cell.data, note), []).append(result.cell.model)
     remarks = [f"{data} ({', '.join(dict.fromkeys(about))}): {text}" for (data, text), about in said.items()]
     remarks += [f"{f.cell.model} on {f.cell.data}, seed {f.cell.seed}, failed: {f.message}" for f in failures]
     return remarks
+
+
+def _lack(results: Sequence[Result], data: str, reason: str) -> bool:
+    """Tell whether all models lack something on a data set for the same reason."""
+    return all(reason in result.missing.values() for result in results if result.cell.data == data)
 
 
 def write_tables(folder: RunFolder, speed: Speed) -> str:

@@ -16,6 +16,7 @@ from anomalib_mixedteacher.benchmark.build import build, build_data
 from anomalib_mixedteacher.benchmark.costs import count_stored, export_one
 from anomalib_mixedteacher.benchmark.evaluation import compute_metrics, count_alarms, keep, notes, read_calibration
 from anomalib_mixedteacher.benchmark.fresh_process import peak_memory
+from anomalib_mixedteacher.benchmark.inputs import digests
 from anomalib_mixedteacher.benchmark.result import Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import EXPORT, RunFolder
 from anomalib_mixedteacher.benchmark.scores import predict
@@ -34,6 +35,8 @@ def run_cell(folder: RunFolder, cell: Cell, device: int | None = None) -> None:
     with folder.finish(cell) as place:
         lightning.seed_everything(cell.seed, workers=True, verbose=False)
         datamodule = build_data(cell.data_class, cell.data_args, cell.seed, cell.batch)
+        datamodule.prepare_data()
+        inputs = digests(cell)  # not after hours of training, which would not have seen what came meanwhile
         model, seconds = _train(cell, datamodule, device)
         trained = peak_memory()
         predictions = predict(model, datamodule)
@@ -58,6 +61,7 @@ def run_cell(folder: RunFolder, cell: Cell, device: int | None = None) -> None:
                 "torch": str(torch.__version__),
                 "processor": processor_name(),
             },
+            inputs=inputs,
         )
         (place / "result.json").write_text(result.to_json(), encoding="utf-8")
 

@@ -117,8 +117,11 @@ def rows(
                 panels.append(Panel(model, instead="This model has no prediction of this image."))
                 continue
             kept, index = predictions[model], seen[model]
-            drawn = encode(overlay(background, kept.maps[index], mask, scales[model]))
             score, verdict = _judge(float(kept.scores[index]), calibrations[model].image, kind)
+            if not kept.maps.size:
+                panels.append(Panel(model, instead="This model gives no anomaly maps.", score=score, verdict=verdict))
+                continue
+            drawn = encode(overlay(background, kept.maps[index], mask, scales[model]))
             alt = f"Heat map of {model} on {name}: {', '.join(filter(None, (score, verdict)))}"
             panels.append(Panel(model, alt, drawn, score=score, verdict=verdict))
         yield Row(data, kind, name, parts, panels)

@@ -96,7 +96,11 @@ def _data_set(run: Run, data: str, models: list[str], drawn: Mapping[str, Any], 
         "histograms": histograms(kept),
         "recall": recall_table(run, data, models),
         "gallery": gallery,
-        "unanchored": [model for model, calibration in kept.calibrations.items() if calibration.pixel is None],
+        "unanchored": [
+            model
+            for model, known in kept.calibrations.items()
+            if known.pixel is None and kept.predictions[model].maps.size
+        ],
     }
 
 

@@ -18,12 +18,14 @@ class Value:
         spread: Sample standard deviation over seeds; ``None`` where there are fewer than two.
         notes: Why it is missing, or why seeds are missing in the mean, in sentences.
         part: A sentence that says of how many seeds it is the mean, where some are missing.
+        seeds: Of how many seeds it is the mean.
     """
 
     mean: float | None
     spread: float | None = None
     notes: tuple[str, ...] = ()
     part: str = ""
+    seeds: int = 0
 
     @property
     def footnotes(self) -> tuple[str, ...]:
@@ -167,8 +169,8 @@ def _mean(run: Run, results: Sequence[Result], column: Column, seeds: int, notes
     mean, spread = summarize(results, run.speed)[column.name]
     used = len({result.cell.seed for result in results})
     if used == seeds or column.name in SPEED:
-        return Value(mean, spread)
-    return Value(mean, spread, notes, f"From {used} of {seeds} seeds.")
+        return Value(mean, spread, seeds=used)
+    return Value(mean, spread, notes, f"From {used} of {seeds} seeds.", used)
 
 
 def _unique(sentences: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.report.columns import BY_NAME, significant
 from anomalib_mixedteacher.report.data import Run, defects
-from anomalib_mixedteacher.report.table import Value, overall, ranked
+from anomalib_mixedteacher.report.table import Value, averaged_over, overall, ranked
 
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -29,7 +29,8 @@ def _best(run: Run) -> list[str]:
         if not known:
             continue
         (first, best), *others = sorted(known.items(), key=lambda item: -(item[1].mean or 0))
-        figure = f"{'image' if name == 'image_AUROC' else 'pixel'} AUROC {_written(name, best)}{_extent(run)}"
+        extent = _extent(len(averaged_over(run, BY_NAME[name])), best.seeds)
+        figure = f"{'image' if name == 'image_AUROC' else 'pixel'} AUROC {_written(name, best)}{extent}"
         if not others:
             only = "" if len(run.models) == 1 else ", the only model that has one on every data set"
             return [f"{first}{only}: {figure}."]
@@ -88,8 +89,7 @@ def _written(name: str, value: Value) -> str:
     return text(value.mean or 0) + ("" if value.spread is None else f" ± {text(value.spread, value.mean)}")
 
 
-def _extent(run: Run) -> str:
-    data, seeds = len(run.data_sets), len(run.seeds)
+def _extent(data: int, seeds: int) -> str:
     if data == 1:
         return "" if seeds == 1 else f" over {seeds} seeds"
     return f" over {data} data sets" + ("" if seeds == 1 else f" and {seeds} seeds")

@@ -113,6 +113,19 @@ def test_what_cannot_be_computed_says_why(kinds, masks, calibration, lacking, re
     assert all(text.startswith(reason) for text in missing.values())
 
 
+def test_a_model_without_maps_lacks_the_figures_of_pixels(tmp_path):
+    p = predictions(KINDS)
+    p.maps = torch.empty(len(KINDS), 0, 0)
+    metrics, missing, curves = compute_metrics(p, CALIBRATION)
+    assert missing == dict.fromkeys(PIXEL_METRICS, "The model gives no anomaly maps.")
+    assert set(metrics) == {*IMAGE_METRICS, "false_alarm_rate"}
+    assert set(curves) == {"roc"}
+    keep(p, [f"{index}.png" for index in range(len(KINDS))]).save(tmp_path / "predictions.npz")
+    kept = KeptPredictions.load(tmp_path / "predictions.npz")
+    assert kept.maps.shape == (16, 0, 0)
+    np.testing.assert_array_equal(kept.masks, p.masks.numpy().astype(bool))
+
+
 def test_alarms_are_counted_by_kind_good_first():
     p = predictions(KINDS)
     alarms = count_alarms(p, CALIBRATION)

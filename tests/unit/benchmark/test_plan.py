@@ -75,6 +75,24 @@ def test_all_categories_of_a_folder_are_its_subfolders_with_good_images(tmp_path
     assert [cell.data_args["root"] for cell in cells] == [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
+def test_data_sets_of_one_class_are_told_apart_by_their_names():
+    data = [{"class_path": "Folder", "init_args": {"root": name}, "name": name} for name in ("fabric", "leather")]
+    cells = parse_plan({"models": ["Stfpm"], "data": data}, "a file").cells()
+    assert [(cell.data, cell.data_args["root"]) for cell in cells] == [("fabric", "fabric"), ("leather", "leather")]
+
+
+def test_a_category_that_lacks_defects_takes_them_from_no_other(tmp_path):
+    for path in ("a/good", "a/bad", "a/more", "a/mask", "b/good", "b/more", "c/good"):
+        (tmp_path / path).mkdir(parents=True)
+    arguments = {"root": str(tmp_path), "normal_dir": "good", "abnormal_dir": ["bad", "more"], "mask_dir": "mask"}
+    entry = {"class_path": "Folder", "init_args": arguments, "categories": "all"}
+    cells = parse_plan({"models": ["Stfpm"], "data": [entry]}, "a file").cells()
+    assert [cell.data_args.get("abnormal_dir") for cell in cells] == [["bad", "more"], ["bad", "more"], None]
+    assert [cell.data_args.get("mask_dir") for cell in cells] == ["mask", None, None]
+    listed = parse_plan({"models": ["Stfpm"], "data": [{**entry, "categories": ["c"]}]}, "a file").cells()
+    assert listed[0].data_args["mask_dir"] == "mask"  # asked for by name: that it is not there is an error
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -82,6 +100,12 @@ def test_all_categories_of_a_folder_are_its_subfolders_with_good_images(tmp_path
         ({"models": []}, "has no models: give at least one"),
         ({"models": "Stfpm"}, "needs models as a list"),
         ({"models": ["Stfpm", {"class_path": "anomalib.models.Stfpm"}]}, "Several models are called Stfpm"),
+        ({"data": ["Folder", "Folder"]}, "Several data sets are called Folder: give each a name of its own"),
+        (
+            {"data": [{"class_path": "SyntheticTextures", "categories": ["grid", "weave", "grid"]}]},
+            "Several data sets are called SyntheticTextures/grid: .* and each category once",
+        ),
+        ({"seeds": [0, 1, 0]}, "The seeds name 0 more than once: give each seed once"),
         ({"models": [{"init_args": {}}]}, "no class_path: name the class"),
         ({"models": [{"class_path": "Stfpm", "epoch": 3}]}, "has no epoch: it takes class_path, init_args"),
         ({"seeds": []}, "has no seeds"),
@@ -138,11 +162,13 @@ class TestCommandLine:
         assert (arguments["normal_dir"], arguments["abnormal_dir"], arguments["mask_dir"]) == ("good", "bad", "mask")
 
     def test_a_folder_of_categories_is_a_data_set_each(self, monkeypatch, tmp_path):
-        for path in ("a/good", "a/bad", "b/good", "c/other"):
+        for path in ("a/good", "a/bad", "a/mask", "b/good", "c/other"):
             (tmp_path / path).mkdir(parents=True)
         plan, _, _ = self.plan(monkeypatch, "--folder", str(tmp_path), "--models", "Msfd")
-        assert [cell.data for cell in plan.cells()] == [f"{tmp_path.name}/a", f"{tmp_path.name}/b"]
-        assert "abnormal_dir" not in plan.cells()[0].data_args  # b has no defects
+        whole, bare = plan.cells()
+        assert [whole.data, bare.data] == [f"{tmp_path.name}/a", f"{tmp_path.name}/b"]
+        assert (whole.data_args["abnormal_dir"], whole.data_args["mask_dir"]) == ("bad", "mask")
+        assert not {"abnormal_dir", "mask_dir"} & bare.data_args.keys()
 
     def test_numbers_on_the_command_line_go_before_the_files(self, monkeypatch, tmp_path):
         (tmp_path / "plan.yaml").write_text(PLAN)

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -69,6 +71,64 @@ def test_a_failure_is_kept_until_the_cell_succeeds(folder):
     assert folder.failures() == []
 
 
+def test_good_images_that_were_taken_for_defects_are_not_shown_and_trained_again(folder):
+    counts = {"normal": (1, 10), "abnormal": (3, 4)}
+    wrong = result(0.5, alarms=counts, metrics={"image_AUROC": 0.5, "false_alarm_rate": 0.1})
+    no_good_images = result(0.5, seed=1, alarms={"abnormal": (3, 4)})
+    finish(folder, wrong, no_good_images)
+    assert [folder.is_finished(one.cell) for one in (wrong, no_good_images)] == [False, True]
+    assert folder.results() == [no_good_images]
+    (failure,) = folder.failures()
+    assert (failure.cell, failure.message) == (
+        wrong.cell,
+        "An earlier version took its good images for defects: run the benchmark again, which trains it anew.",
+    )
+    assert f"seed 0, failed: {failure.message}" in tables.write_tables(folder, {})
+    right = result(0.5)
+    finish(folder, right, no_good_images)
+    assert (folder.results(), folder.failures()) == ([right, no_good_images], [])
+
+
+def test_a_cell_that_is_to_run_again_leaves_no_result_failure_or_speed(folder):
+    finish(folder, result(0.5), result(0.6, seed=1))
+    folder.fail(CELL, "No luck.")
+    folder.write(folder.speed, {CELL.name: {"latency_ms": 3.0}})
+    folder.clear(CELL)
+    assert not folder.cell(CELL).exists()
+    assert folder.failures() == []
+    assert not folder.speed.exists()
+    assert [one.cell.seed for one in folder.results()] == [1]
+
+
+def test_speed_is_kept_when_an_unfinished_cell_is_run(folder):
+    folder.write(folder.speed, {})
+    folder.clear(CELL)
+    assert folder.speed.exists()
+
+
+def test_one_benchmark_at_a_time_writes_to_a_folder(folder):
+    with folder.lock(), pytest.raises(ConfigurationError, match="Another benchmark writes to .*run: wait for it, or"):
+        RunFolder(folder.path).lock().__enter__()
+    with RunFolder(folder.path).lock():
+        pass
+
+
+def test_the_lock_ends_with_its_process(folder):
+    hold = (
+        "import sys, time; from pathlib import Path; from anomalib_mixedteacher.benchmark.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock(): print(flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder.path)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        try:
+            with pytest.raises(ConfigurationError, match="Another benchmark"), folder.lock():
+                pass
+        finally:
+            process.kill()
+    with folder.lock():
+        pass
+
+
 def test_another_folder_is_refused(folder):
     with pytest.raises(ConfigurationError, match="is not the folder of a benchmark"):
         folder.results()
@@ -102,7 +162,7 @@ def test_markdown_has_a_table_for_each_data_set_and_says_what_is_missing(folder)
     results = [
         result(0.5, missing=lacking),
         result(0.7, seed=1, missing=lacking),
-        result(0.9, model="Msfd", notes=["Few images."]),
+        result(0.9, model="Msfd", missing=lacking, notes=["Few images."]),
         result(0.8, data="grain"),
     ]
     finish(folder, *results)
@@ -131,3 +191,30 @@ def test_markdown_has_a_table_for_each_data_set_and_says_what_is_missing(folder)
     values = json.loads((folder.path / "table.json").read_text())
     assert values["data"]["weave"]["Stfpm"]["image_AUROC"] == [pytest.approx(0.6), pytest.approx(0.02**0.5)]
     assert values["failures"] == {failed.name: "No luck."}
+
+
+def test_a_reason_that_holds_for_some_models_names_them():
+    lacking = dict.fromkeys(("pixel_AUROC", "PRO"), "The model gives no anomaly maps.")
+    text = tables.to_markdown([result(0.5), result(0.6, model="Ganomaly", missing=lacking)], [], {})
+    assert "- weave (Ganomaly pixel_AUROC, Ganomaly PRO): The model gives no anomaly maps." in text
+
+
+def test_a_mean_over_fewer_data_sets_says_which_it_leaves_out():
+    pixels = {"image_AUROC": 0.5, "PRO": 0.4}
+    results = [
+        result(0.5, data="a", metrics=pixels),
+        result(0.5, data="b"),
+        result(0.5, data="c", metrics={}, alarms={}),
+        result(0.5, model="Msfd", data="b", metrics=pixels),
+    ]
+    remarks = [line for line in tables.to_markdown(results, [], {}).splitlines() if line.startswith("- ")]
+    assert remarks == [
+        "- image AUROC: the mean leaves out c, where no model has it.",
+        "- PRO: the mean leaves out c, where no model has it.",
+        "- defects found: the mean leaves out c, where no model has it.",
+    ]
+
+
+def test_a_data_set_without_any_figure_has_a_whole_table():
+    text = tables.to_markdown([result(0.5, metrics={}, alarms={}, costs={})], [], {})
+    assert text.splitlines() == ["### weave", "", "| model |", "| --- |", "| Stfpm |"]

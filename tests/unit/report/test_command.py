@@ -211,3 +211,22 @@ def test_test_images_without_finite_scores(tmp_path):
         folder, make_result(make_cell()), replace(kept, scores=np.full(4, np.nan, np.float32), maps=kept.maps * np.nan)
     )
     assert "No score is a finite number." in report(folder).text
+
+
+def test_a_model_without_maps(tmp_path):
+    folder = make_folder(tmp_path)
+    paths, kinds, masks = make_images(tmp_path / "images", ("crack",), good=4, bad=3)
+    kept = see(paths, masks, kinds, 1.0, 0)
+    cell = make_cell("Ganomaly")
+    result = judge(cell, kept, 1.0)
+    reasons = dict.fromkeys(("pixel_AUROC", "PRO", "pixel_F1"), "The model gives no anomaly maps.")
+    metrics = {name: value for name, value in result.metrics.items() if name not in reasons}
+    curves = {"roc": result.curves["roc"]}
+    bare = replace(kept, maps=np.empty((7, 0, 0), np.float32))
+    calibration = replace(result.calibration, pixel=None)
+    save(folder, replace(result, metrics=metrics, missing=reasons, curves=curves, calibration=calibration), bare)
+    page = report(folder)
+    assert "This model gives no anomaly maps." in page.text
+    assert "Ganomaly: The model gives no anomaly maps." in page.text  # in the place of the PRO curve
+    assert "no calibrated pixel threshold" not in page.text
+    assert page.all("article")

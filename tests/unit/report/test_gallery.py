@@ -156,3 +156,16 @@ def test_rows_judge_every_model_and_survive_lost_files(tmp_path):
 def test_a_lost_image_is_an_error_of_the_reader(tmp_path):
     with pytest.raises(DataError, match="There is no image"):
         read_thumbnail(tmp_path / "lost.png")
+
+
+def test_a_model_without_maps_is_judged_without_pictures(tmp_path):
+    paths = [str(tmp_path / "hole" / "a.png")]
+    drawn = kept([0.4], ["hole"], np.ones((1, 8, 8), bool), paths)
+    bare = replace(drawn, maps=np.empty((1, 0, 0), np.float32))
+    calibrations = {"A": Calibration(0.5, None, 9, 0.1), "B": Calibration(0.5, 0.5, 9, 0.1)}
+    (row,) = rows("x", ["A", "B"], {"A": bare, "B": drawn}, calibrations, 5)
+    _, mask, without, with_map = row.panels
+    assert mask.picture
+    assert (without.picture, without.instead) == (None, "This model gives no anomaly maps.")
+    assert (without.score, without.verdict) == ("score 0.400 ≤ 0.500", "missed")
+    assert with_map.picture

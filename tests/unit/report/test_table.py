@@ -185,3 +185,33 @@ def test_the_verdict_counts_alarms_of_the_best_model(read):
 def test_the_verdict_of_nothing(read):
     assert list(verdict(read({("A", "x", 0): None}))) == ["No result"]
     assert "No figure ranks the models" in verdict(read({("A", "x", 0): "No defects."}))["Accuracy"]
+
+
+def test_the_verdict_counts_the_data_sets_and_seeds_that_were_averaged(read):
+    none = "The test set has no defective images."
+    values = {("A", "x", 0): 0.9, ("B", "x", 0): 0.5, ("A", "y", 0): none, ("B", "y", 0): none}
+    assert verdict(read(values))["Accuracy"].startswith(
+        "A tells defective images from good ones best: image AUROC 0.900, against 0.500 of B."
+    )
+    values |= {("A", "z", 0): 0.7, ("B", "z", 0): 0.5}
+    assert "image AUROC 0.800 over 2 data sets, against" in verdict(read(values))["Accuracy"]
+    seeds = {("A", "x", seed): value for seed, value in enumerate((0.8, 0.9, None))}
+    assert verdict(read(seeds))["Accuracy"] == "A: image AUROC 0.850 ± 0.071 over 2 seeds."
+
+
+def test_good_images_that_were_taken_for_defects_are_no_result(tmp_path):
+    folder = make_folder(tmp_path)
+    counts = {"normal": (1, 10), "abnormal": (4, 4)}
+    metrics = {"image_AUROC": 0.9, "false_alarm_rate": 0.1}
+    save(folder, make_result(make_cell("A", "fabric"), metrics=metrics, alarms=counts))
+    save(folder, make_result(make_cell("A", "x"), metrics=metrics, alarms={"good": (1, 10), "hole": (3, 4)}))
+    run = read_run(tmp_path)
+    assert [result.cell.data for result in run.results] == ["x"]
+    assert (
+        verdict(run)["At the threshold"]
+        .replace("\N{NO-BREAK SPACE}", " ")
+        .endswith("A found 3 of 4 (75 %) defective images and raised a false alarm on 1 of 10 (10 %) good ones.")
+    )
+    assert verdict(run)["Incomplete"] == "One training failed: the reasons are below."
+    (failure,) = run.failures
+    assert "run the benchmark again" in failure.message
