@@ -227,7 +227,9 @@ class TestQuantization:
         paths = datamodule.val_data.samples.query("label_index == 0").image_path
         scores = [graph(read_image(p, as_tensor=True)[None].numpy())["pred_score"].item() for p in paths]
         record = read_record(quantized)
-        assert record.thresholds["image"] == pytest.approx(conformal_threshold(scores, 0.4), rel=1e-6)
+        assert record.thresholds["image"] == pytest.approx(
+            conformal_threshold(scores, 0.4), rel=1e-3
+        )  # resized in the graph
         assert len(record.calibration.scores) == len(scores)
 
     def test_other_images_do_not_set_the_thresholds(self, trained, image_folder, tmp_path, caplog):
@@ -268,7 +270,9 @@ class TestQuantization:
         datamodule.setup()
         paths = datamodule.val_data.samples.query("label_index == 0").image_path
         scores = [graph(read_image(p, as_tensor=True)[None].numpy())["pred_score"].item() for p in paths]
-        assert record.thresholds["image"] == pytest.approx(conformal_threshold(scores, 0.4), rel=1e-6)
+        assert record.thresholds["image"] == pytest.approx(
+            conformal_threshold(scores, 0.4), rel=1e-3
+        )  # resized in the graph
 
     def test_quality_is_that_of_the_files(self, quantized, exported, image_folder):
         datamodule = folder(image_folder)

@@ -111,6 +111,35 @@ def test_compilation_changes_neither_losses_nor_what_is_saved(train, monkeypatch
         assert torch.equal(restored.eval()(images).anomaly_map, model.eval()(images).anomaly_map)
 
 
+class ValidationGraphs(Callback):
+    """Counts what is compiled, as its back end, and notes how often validation does so."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.in_validation: list[int] = []
+
+    def __call__(self, graph, _):
+        self.count += 1
+        return graph
+
+    def on_validation_start(self, trainer, pl_module):
+        self.in_validation.append(-self.count)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.in_validation[-1] += self.count
+
+
+@pytest.mark.parametrize("localization", ["gradient", "smooth_grad"])
+def test_validation_compiles_nothing(train, localization, monkeypatch):
+    """Mkd's prediction computes the cloner with gradients, as training does."""
+    graphs = ValidationGraphs()
+    monkeypatch.setitem(speedups.COMPILE_ARGUMENTS, "backend", graphs)
+    torch.compiler.reset()
+    train(graphs, "Mkd", compile_students=True, sigma=1.0, localization=localization, smooth_samples=2)
+    assert graphs.count > 0
+    assert graphs.in_validation == [0, 0]
+
+
 def test_students_are_as_before_after_an_exception(train):
     class Fail(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

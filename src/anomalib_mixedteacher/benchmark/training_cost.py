@@ -49,11 +49,11 @@ from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel
 
 OFFICIAL, BOTH, OURS, PEER = "official", "official:both_teachers", "MixedTeacher", "Stfpm"
-FROZEN, UNCACHED, BFLOAT16 = "MixedTeacher:freeze_bn", "MixedTeacher:feature_cache=0", "MixedTeacher:bf16-mixed"
+LEARNING, UNCACHED, BFLOAT16 = "MixedTeacher:learning_bn", "MixedTeacher:feature_cache=0", "MixedTeacher:bf16-mixed"
 CONTIGUOUS, USUAL_HEAP, COMPILED = "MixedTeacher:contiguous", "MixedTeacher:usual_heap", "MixedTeacher:compile"
-NAMES = [OFFICIAL, BOTH, OURS, FROZEN, UNCACHED, CONTIGUOUS, USUAL_HEAP, BFLOAT16, COMPILED, PEER]
+NAMES = [OFFICIAL, BOTH, OURS, LEARNING, UNCACHED, CONTIGUOUS, USUAL_HEAP, BFLOAT16, COMPILED, PEER]
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    FROZEN: {"freeze_bn_after_first_epoch": True},
+    LEARNING: {"freeze_bn_after_first_epoch": False},
     UNCACHED: {"feature_cache": 0},
     COMPILED: {"compile_students": True},
 }

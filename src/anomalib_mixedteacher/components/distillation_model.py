@@ -46,6 +46,34 @@ class DistillationModel(nn.Module):
         for teacher in self.teachers.values():
             teacher.load(source)
 
+    def check_size(self, images: torch.Tensor) -> None:
+        """Check that images are large enough, except in a graph that is being exported.
+
+        Args:
+            images: Images of shape ``(B, 3, H, W)``.
+
+        Raises:
+            ConfigurationError: If a side is too short for the networks or for the map.
+        """
+        if torch.compiler.is_compiling():
+            return
+        height, width = images.shape[-2:]
+        if min(height, width) < MIN_SIDE:
+            msg = (
+                f"Images of {height} x {width} pixels reach the model, which needs {MIN_SIDE} or more a side: enlarge "
+                "them in the pre-processor."
+            )
+            raise ConfigurationError(msg)
+        self.check_map_size(height, width)
+
+    def check_map_size(self, height: int, width: int) -> None:
+        """Check that a map can be made for images of a size; a model whose map needs more than 32 pixels overrides it.
+
+        Args:
+            height: Height of the images in pixels.
+            width: Their width.
+        """
+
     def teacher_features(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """Compute the teachers' feature maps.
 
@@ -57,16 +85,10 @@ class DistillationModel(nn.Module):
             Feature maps by teacher name.
 
         Raises:
-            ConfigurationError: If a side is below 32 pixels.
+            ConfigurationError: If a side is too short.
             TeacherNotLoadedError: If the teachers have no weights yet.
         """
-        if not torch.compiler.is_compiling() and min(images.shape[-2:]) < MIN_SIDE:
-            height, width = images.shape[-2:]
-            msg = (
-                f"Images of {height} x {width} pixels reach the model, which needs {MIN_SIDE} or more a side: enlarge "
-                "them in the pre-processor."
-            )
-            raise ConfigurationError(msg)
+        self.check_size(images)
         return {name: module(images) for name, module in self.teachers.items()}
 
     def student_features(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:

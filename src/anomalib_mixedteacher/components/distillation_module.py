@@ -4,6 +4,7 @@ import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -14,7 +15,7 @@ from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
@@ -49,7 +50,6 @@ from anomalib_mixedteacher.plugin import MODELS
 
 logger = logging.getLogger(__name__)
 
-LIGHTNING_FALLBACK_EPOCHS = 1000
 # Enough images: a statistic is a mean over all their positions. Of a teacher's channels, and of maps after each epoch.
 TEACHER_STATISTICS_IMAGES = 64
 STATISTICS_IMAGES = 16
@@ -79,7 +79,7 @@ class DistillationModule(DistillationExport, _Base):
     def build(
         self,
         model: DistillationModel,
-        teacher_weights: str,
+        teacher_weights: str | Path,
         learning_rate: float,
         max_epochs: int,
         early_stopping_patience: int | None,
@@ -92,7 +92,7 @@ class DistillationModule(DistillationExport, _Base):
             model: The networks; where there is a checkpoint, they are built anew from its arguments if these differ.
             teacher_weights: Where the teachers' weights come from when training starts.
             learning_rate: The recipe's learning rate.
-            max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
+            max_epochs: Epochs to train where the trainer is given no limit.
             early_stopping_patience: Stop after this many validations without a lower loss on the good validation
                 images; ``None`` never stops early.
             feature_cache: Memory in MiB for decoded images, which take up to a half of it, and for the teachers'
@@ -105,7 +105,8 @@ class DistillationModule(DistillationExport, _Base):
         if feature_cache < 0:
             msg = f"feature_cache is {feature_cache}: give MiB of memory, or 0 for no cache."
             raise ConfigurationError(msg)
-        self.teacher_weights = teacher_weights
+        # as text: a checkpoint with another object in it is refused
+        self.teacher_weights = self.hparams["teacher_weights"] = str(teacher_weights)
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
         self.early_stopping_patience = early_stopping_patience
@@ -129,11 +130,31 @@ class DistillationModule(DistillationExport, _Base):
         """The hyper-parameters that make the networks what they are."""
         return {name: self.hparams[name] for name in inspect.signature(type(self.model)).parameters}
 
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer; where it was given no limit, ``max_epochs`` becomes its limit when it begins to fit.
+
+        That is in the property, since no hook comes before Lightning puts 1000 epochs where none were given.
+        """
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # it is a property
+        if trainer is None or trainer.state.fn != "fit":
+            return
+        loop, callbacks = trainer.fit_loop, trainer.callbacks  # type: ignore[attr-defined]
+        timed = any(isinstance(callback, Timer) for callback in callbacks)
+        if loop.max_epochs is None and loop.max_steps == -1 and not timed:
+            logger.info("No trainer.max_epochs given: training for this model's %d epochs.", self.max_epochs)
+            loop.max_epochs = self.max_epochs
+
     def setup(self, stage: str) -> None:
-        """Prepare students and images, and train for ``max_epochs`` where the trainer was given no number of epochs.
+        """Prepare students and images for training.
 
         Raises:
-            ConfigurationError: If the trainer's precision is a pure half precision.
+            ConfigurationError: If the trainer's precision is a pure half precision, or it exchanges the statistics of
+                batch normalisation between devices.
         """
         precision, strategy = str(self.trainer.precision), self.trainer.strategy
         if precision in {"16-true", "bf16-true"}:
@@ -141,18 +162,15 @@ class DistillationModule(DistillationExport, _Base):
             raise ConfigurationError(msg)
         if stage != "fit":
             return
+        if getattr(strategy, "_layer_sync", None) is not None:
+            msg = "trainer.sync_batchnorm would replace layers that the networks and their export need: leave it out."
+            raise ConfigurationError(msg)
         if type(strategy.checkpoint_io) is AnomalibCheckpointIO:  # not one of the user's
             strategy.checkpoint_io = WholeCheckpointIO(strategy.checkpoint_io.extra_safe_globals)
         self._channels_last = suits_channels_last(strategy.root_device, precision)
         self._compiled = self.compile_students
         speed_up(self.model.students, self._channels_last, self._compiled)
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if self.feature_cache and isinstance(datamodule, AnomalibDataModule):
-            self._kept_images = keep_images(datamodule, self.feature_cache * 2**20 // 2)
-        fit_loop = self.trainer.fit_loop
-        if fit_loop.max_epochs == LIGHTNING_FALLBACK_EPOCHS and fit_loop.max_steps == -1:
-            logger.info("No trainer.max_epochs given: training for this model's %d epochs.", self.max_epochs)
-            fit_loop.max_epochs = self.max_epochs
+        self._keep_images()
 
     def on_train_start(self) -> None:
         """Check the training images, then load the teachers unless a checkpoint brought them."""
@@ -202,6 +220,13 @@ class DistillationModule(DistillationExport, _Base):
         if self._channels_last or self._compiled:
             slow_down(self.model.students)
         self._channels_last = self._compiled = False
+        self._release_images()
+
+    def _keep_images(self) -> None:
+        if self.feature_cache and self._datamodule is not None:
+            self._kept_images = keep_images(self._datamodule, self.feature_cache * 2**20 // 2)
+
+    def _release_images(self) -> None:
         if self._kept_images is not None:
             self._kept_images.release()
         self._kept_images = None
@@ -253,14 +278,18 @@ class DistillationModule(DistillationExport, _Base):
         loss = torch.stack(list(self.loss.per_image(teacher, student).values())).sum(dim=0)
         good = torch.eq(cast("torch.Tensor", batch.gt_label), 0)
         self._val_loss.update(loss, weight=good.to(loss.dtype))
-        return batch.update(**self.model.predict(teacher, student, images)._asdict())
+        with students_context(self._compiled):  # a prediction may compute students anew
+            return batch.update(**self.model.predict(teacher, student, images)._asdict())
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation has gathered."""
+        self._val_loss.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss of the good validation images, if there were any."""
         loss = self._val_loss.compute()
         if not loss.isnan():
             self.log("val_loss", loss, prog_bar=True, sync_dist=True)
-        self._val_loss.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """Predict a batch; see anomalib's ``AnomalibModule.predict_step``.
@@ -300,13 +329,18 @@ class DistillationModule(DistillationExport, _Base):
         return Adam(self.model.students.parameters(), lr=self.learning_rate, fused=fused or None)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Add to anomalib's callbacks what resumes and ends training, by the good validation images' loss."""
+        """Add to anomalib's callbacks what resumes and ends training, by the good validation images' loss.
+
+        An ``EarlyStopping`` of the user's stays: Lightning would take it out for one of the model's.
+        """
         callbacks = [*cast("Sequence[Callback]", super().configure_callbacks())]
         callbacks += [_Release(), ResumedOrder(), Saturation(), KeptHeap()]
-        if self.early_stopping_patience is not None:
+        others = self._trainer.callbacks if self._trainer else []  # type: ignore[attr-defined]
+        stops = any(isinstance(callback, EarlyStopping) and not isinstance(callback, _OwnStop) for callback in others)
+        if self.early_stopping_patience is not None and not stops:
             # not strict: without good validation images there is no such loss
             patience = self.early_stopping_patience
-            callbacks.append(EarlyStopping("val_loss", patience=patience, mode="min", strict=False))
+            callbacks.append(_OwnStop("val_loss", patience=patience, mode="min", strict=False))
         return callbacks
 
     @classmethod
@@ -354,7 +388,7 @@ class DistillationModule(DistillationExport, _Base):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the networks' arguments from the checkpoint.
+        """Take the networks' arguments from the checkpoint, and let the data sets resize to its size.
 
         On the command line a checkpoint is loaded into a model built from that command's arguments. Without this, a
         forgotten ``--model.fusion`` would silently combine one fusion's maps with another's thresholds.
@@ -363,6 +397,7 @@ class DistillationModule(DistillationExport, _Base):
             ConfigurationError: If the checkpoint is another model's.
         """
         restore_post_processor(self, checkpoint)
+        before = self._pre_processing
         super().on_load_checkpoint(checkpoint)
         name = _public_name(type(self))
         if model_name(checkpoint) != name:
@@ -379,6 +414,17 @@ class DistillationModule(DistillationExport, _Base):
             self.model = type(self.model)(**saved)
             self.loss = self.configure_loss()
             speed_up(self.model.students, self._channels_last, self._compiled)
+        if self._pre_processing != before:
+            self._renew_augmentations()
+
+    def _renew_augmentations(self) -> None:
+        """Let data sets resize to the model's size, which they took from the model as it was before the checkpoint."""
+        if self._datamodule is None:
+            return
+        self._release_images()
+        self._datamodule._update_augmentations()
+        if self.trainer.state.fn == "fit":
+            self._keep_images()
 
     def teacher_features(self, images: torch.Tensor, paths: Sequence[str] | None) -> dict[str, list[torch.Tensor]]:
         """Give the teachers' features, in training from the second time on without the teachers.
@@ -396,6 +442,7 @@ class DistillationModule(DistillationExport, _Base):
 
     def both_features(self, images: torch.Tensor, paths: Sequence[str] | None) -> tuple[Features, Features]:
         """Give the teachers' features as :meth:`teacher_features` does, and the students'."""
+        self.model.check_size(images)  # teachers whose features are kept do not see them
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         teacher = self.teacher_features(images, paths)
@@ -422,6 +469,15 @@ class DistillationModule(DistillationExport, _Base):
             yield self._transform(images) if self._transform else images, _paths(batch)
 
     @property
+    def _datamodule(self) -> AnomalibDataModule | None:
+        datamodule = getattr(self._trainer, "datamodule", None)
+        return datamodule if isinstance(datamodule, AnomalibDataModule) else None
+
+    @property
+    def _pre_processing(self) -> dict[str, Any] | None:
+        return self.pre_processor.checkpoint_config() if isinstance(self.pre_processor, PreProcessor) else None
+
+    @property
     def _transform(self) -> Any:
         return self.pre_processor.transform if isinstance(self.pre_processor, PreProcessor) else None
 
@@ -436,6 +492,14 @@ class DistillationModule(DistillationExport, _Base):
         if repr(getattr(dataset, "augmentations", None)) != repr(ours) or not hasattr(dataset, "samples"):
             return {}
         return digest_files(list(dataset.samples.image_path))
+
+
+class _OwnStop(EarlyStopping):
+    """The model's early stopping, to be told from one of the user's; its state is called the same in checkpoints."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
 
 
 class _Release(Callback):

@@ -39,8 +39,16 @@ class KeptHeap(Callback):
             _set(self._library, _KEEP)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the memory back; also called after an exception."""
+        """Give the memory back."""
         del trainer, pl_module, stage
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the memory back where training ends in an exception: Lightning calls no :meth:`teardown` then."""
+        del trainer, pl_module, exception
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._library is not None:
             _set(self._library, _USUAL)
             self._library.malloc_trim(0)

@@ -1,13 +1,20 @@
 """Pre-processing that is the same in training, in prediction and in the exported graph."""
 
+import logging
 from typing import Any
 
 import torch
 from anomalib.pre_processing import PreProcessor
 from torch import nn
-from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 from anomalib_mixedteacher.components.normalization import IMAGENET_MEAN, IMAGENET_STD
+
+logger = logging.getLogger(__name__)
+
+# All forms that torchvision takes; the numbers are Pillow's.
+_BILINEAR = ("bilinear", InterpolationMode.BILINEAR, 2)
+_NEVER_ANTIALIASED = ("nearest", "nearest-exact", InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT, 0)
 
 
 def default_transform(image_size: tuple[int, int]) -> Transform:
@@ -24,7 +31,8 @@ class AntialiasedPreProcessor(PreProcessor):
 
     anomalib switches antialiasing off in the graph, since OpenVINO's resize ignores it; an image larger than the
     model's input then gets another score from the exported model than from the trained one. Here the graph resizes by
-    two matrix products, which are exact.
+    two matrix products, which are exact. That is for bilinear resizes to a fixed height and width; of another one with
+    antialiasing a warning says that the graph's has none.
 
     Args:
         transform: Transform for training and prediction.
@@ -85,13 +93,18 @@ def _interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch
 
 
 def _exportable(transform: Transform | None, export_transform: Any) -> Any:
-    """Replace antialiased resizes to a fixed size at the top level of the export transform."""
-    if not isinstance(transform, Compose) or not isinstance(export_transform, Compose):
+    """Put a transform's antialiased resizes into its export transform."""
+    if isinstance(transform, Compose):
+        steps = zip(transform.transforms, export_transform.transforms, strict=True)
+        return Compose([_exportable(step, exported) for step, exported in steps])
+    if not isinstance(transform, Resize) or not transform.antialias or transform.interpolation in _NEVER_ANTIALIASED:
         return export_transform
-    steps = [
-        AntialiasedResize((step.size[0], step.size[1]))
-        if isinstance(step, Resize) and step.antialias and step.size is not None and len(step.size) == 2
-        else exported
-        for step, exported in zip(transform.transforms, export_transform.transforms, strict=True)
-    ]
-    return Compose(steps)
+    bilinear = transform.interpolation in _BILINEAR
+    if bilinear and transform.size is not None and len(transform.size) == 2:
+        return AntialiasedResize((transform.size[0], transform.size[1]))
+    logger.warning(
+        "From %s exported models resize without antialiasing, and score larger images otherwise than in training: "
+        "resize bilinearly to a fixed height and width, or with antialias=False.",
+        transform,
+    )
+    return export_transform

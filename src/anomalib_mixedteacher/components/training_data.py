@@ -74,4 +74,6 @@ def sample_batches(loader: DataLoader, count: int) -> Iterator[Any]:
     dataset = loader.dataset
     length = len(dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
-    yield from DataLoader(Subset(dataset, indices), batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+    # of a loader with a batch sampler of the user's, which need not have a size, the loader's own is None
+    size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", count)
+    yield from DataLoader(Subset(dataset, indices), batch_size=size, collate_fn=loader.collate_fn)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Resize
 
-from anomalib_mixedteacher.benchmark.scores import Predictions, summarize
+from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
 
 Images = NDArray[np.float32]
 
@@ -90,7 +90,7 @@ def predict(model: openvino.Model, dataset: Dataset, resize: Resize | None) -> P
         maps.append(torch.from_numpy(anomaly_map.reshape(1, *anomaly_map.shape[-2:]).copy()))
         labels.append(batch.gt_label.int())
         masks.append(mask_of(batch, maps[-1].shape[-2:])[None])
-    kinds = list(dataset.samples.label)  # type: ignore[attr-defined]
+    kinds = image_kinds(dataset.samples)  # type: ignore[attr-defined]
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 
 

@@ -143,7 +143,7 @@ def test_official_teachers_see_every_image_in_every_epoch(model, batches, seen):
         ("official", EPOCHS, False, torch.float32),
         ("official:both_teachers", 2 * EPOCHS, False, torch.float32),
         ("MixedTeacher", 1, True, torch.float32),
-        ("MixedTeacher:freeze_bn", 1, True, torch.float32),
+        ("MixedTeacher:learning_bn", 1, True, torch.float32),
         # after each epoch a second time, for the statistics of good images
         ("MixedTeacher:feature_cache=0", 2 * EPOCHS, True, torch.float32),
         ("MixedTeacher:contiguous", 1, False, torch.float32),

@@ -2,10 +2,16 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from anomalib_mixedteacher.components import heap
 
 PROGRAM = """
 import resource, types
@@ -56,3 +62,37 @@ def test_freed_memory_is_kept_during_the_training_and_given_back_after_it():
 def test_it_stays_away_from_other_devices_and_from_what_the_user_has_set(device, environment):
     before, during, _ = run(device, **environment)
     assert during > before / 2
+
+
+@pytest.fixture
+def interruptible():
+    """Lightning switches Ctrl-C off while it shuts down."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(None, None), (RuntimeError("on purpose"), RuntimeError), (KeyboardInterrupt(), SystemExit)]
+)
+def test_memory_is_given_back_however_training_ends(raised, seen, monkeypatch, tmp_path):
+    class End(Callback):
+        def on_train_batch_end(self, *_):
+            if raised is not None:
+                raise raised
+
+    for name in heap._USERS:
+        monkeypatch.delenv(name, raising=False)
+    settings = []
+    monkeypatch.setattr(heap, "_set", lambda _, values: settings.append(values))
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, limit_val_batches=0, callbacks=[heap.KeptHeap(), End()], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    if seen is None:
+        trainer.fit(BoringModel())
+    else:
+        with pytest.raises(seen):
+            trainer.fit(BoringModel())
+    assert settings == [heap._KEEP, heap._USUAL]

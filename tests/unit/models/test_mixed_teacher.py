@@ -16,6 +16,10 @@ from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherM
 SHAPES = {"resnet": [(64, 8, 12), (128, 4, 6)], "efficientnet": [(112, 4, 6), (320, 2, 3)]}  # at 64 x 96
 
 
+FINEST = (8, 12)
+FUSIONS = ["product", "sum", "normalized_product", "standardized_sum"]
+
+
 def random_features(seed: int, batch: int = 3) -> dict[str, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda shape: torch.randn(batch, *shape, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -59,26 +63,37 @@ def reference_upsample(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return matrix(layer.shape[1], size[0]) @ layer @ matrix(layer.shape[2], size[1]).T
 
 
-def reference_coarse(teacher, student, image_size, fusion: str, sigma: float, good_mean=(1.0, 1.0)) -> np.ndarray:
-    """Fused and smoothed at a quarter of the image's sides, (B, H / 4, W / 4)."""
+def reference_layers(teacher, student, size) -> dict[str, list[np.ndarray]]:
+    """Each layer's distance map, (B, *size)."""
+    return {
+        name: [
+            reference_upsample(reference_distance(t.numpy(), s.numpy()), size)
+            for t, s in zip(teacher[name], student[name], strict=True)
+        ]
+        for name in ("resnet", "efficientnet")
+    }
+
+
+def reference_coarse(teacher, student, image_size, fusion: str, sigma: float, mean=None, std=None) -> np.ndarray:
+    """Fused and smoothed at a quarter of the image's sides, (B, H / 4, W / 4); mean and std of good maps (4, h, w)."""
     size = (math.ceil(image_size[0] / 4), math.ceil(image_size[1] / 4))
-    maps = []
-    for name in ("resnet", "efficientnet"):
-        total = np.zeros((len(teacher[name][0]), *size))
-        for t, s in zip(teacher[name], student[name], strict=True):
-            distance = reference_distance(t.numpy(), s.numpy())
-            total += reference_upsample(distance / distance[0].size if fusion == "product" else distance, size)
-        maps.append(total)
-    m1, m2 = maps
-    fused = np.empty_like(m1)
+    layers = reference_layers(teacher, student, size)
+    if fusion == "product":
+        layers = {n: [d / t[0, 0].numel() for d, t in zip(layers[n], teacher[n], strict=True)] for n in layers}
+    m1, m2 = (sum(maps) for maps in layers.values())
+    fused = np.zeros_like(m1)
     for b in range(len(m1)):  # image by image: the scope is the image's own
         if fusion == "product":
             norm = np.sqrt((m2[b] ** 2).sum(axis=0, keepdims=True))  # along the height, column by column
             fused[b] = m1[b] * ((m2[b].max() - m2[b].min()) * m2[b] / norm)
         elif fusion == "sum":
             fused[b] = m1[b] + m2[b]
+        elif fusion == "normalized_product":
+            fused[b] = m1[b] / (mean[0].mean() + mean[1].mean()) * m2[b] / (mean[2].mean() + mean[3].mean())
         else:
-            fused[b] = m1[b] / good_mean[0] * m2[b] / good_mean[1]
+            for index, layer in enumerate(layers["resnet"] + layers["efficientnet"]):
+                low, spread = (reference_upsample(good[index : index + 1], size)[0] for good in (mean, std))
+                fused[b] += np.maximum((layer[b] - low) / spread, 0) / 4
     return gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
 
 
@@ -103,19 +118,20 @@ def test_loss_properties(features):
         assert value.item() == pytest.approx(loss.per_image(teacher, student)[name].mean().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_map_equals_reference(features, fusion):
     generator = AnomalyMapGenerator(fusion, sigma=4.0).double()
-    generator.good_mean.copy_(torch.tensor([0.3, 0.7]))
+    mean, std = np.random.default_rng(5).uniform(0.3, 0.7, (2, 4, 4, 6))
+    generator.good_mean, generator.good_std = torch.from_numpy(mean), torch.from_numpy(std)
     result = generator(*features, (64, 96))
-    coarse = reference_coarse(*features, (64, 96), fusion, sigma=4.0, good_mean=(0.3, 0.7))
+    coarse = reference_coarse(*features, (64, 96), fusion, 4.0, mean, std)
     assert result.shape == (3, 1, 64, 96)
     # 1e-6: anomalib's Gaussian kernel is a float32 buffer
     np.testing.assert_allclose(result[:, 0].numpy(), reference_upsample(coarse, (64, 96)), rtol=2e-6)
     np.testing.assert_allclose(generator.coarse(*features, (64, 96))[:, 0].numpy(), coarse, rtol=2e-6)
 
 
-@pytest.mark.parametrize("fusion", ["product", "sum", "normalized_product"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_map_properties(features, fusion):
     generator = AnomalyMapGenerator(fusion).double()
     teacher, student = features
@@ -130,7 +146,7 @@ def test_map_properties(features, fusion):
         torch.testing.assert_close(generator(*single, (64, 96))[0], result[index], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("fusion", ["product", "normalized_product"])
+@pytest.mark.parametrize("fusion", ["product", "normalized_product", "standardized_sum"])
 def test_mixed_precision_does_not_round_the_map(features, fusion):
     features = [{name: [f.float() for f in maps] for name, maps in x.items()} for x in features]
     generator = AnomalyMapGenerator(fusion)
@@ -139,12 +155,82 @@ def test_mixed_precision_does_not_round_the_map(features, fusion):
     assert torch.equal(rounded, generator(*features, (64, 96)))
 
 
-def test_good_statistics_bring_good_maps_to_one(features):
-    generator = AnomalyMapGenerator("normalized_product", sigma=0).double()
+def test_good_statistics_are_those_of_each_position(features):
+    generator = AnomalyMapGenerator("standardized_sum", sigma=0).double()
     batches = [features, (random_features(2, 1), random_features(3, 1))]
     generator.set_good_statistics(iter(batches))
-    means = [torch.cat([generator.teacher_maps(*batch, (64, 96))[i] for batch in batches]).mean() for i in range(2)]
-    torch.testing.assert_close(generator.good_mean, torch.stack(means), rtol=1e-9, atol=0)
+    parts = [reference_layers(*batch, FINEST) for batch in batches]
+    maps = np.stack(
+        [np.concatenate([part[name][i] for part in parts]) for name in ("resnet", "efficientnet") for i in (0, 1)]
+    )
+    np.testing.assert_allclose(generator.good_mean.numpy(), maps.mean(axis=1), rtol=1e-9)
+    std = maps.std(axis=1)
+    expected = np.maximum(std, 0.05 * std.mean(axis=(1, 2), keepdims=True))
+    np.testing.assert_allclose(generator.good_std.numpy(), expected, rtol=1e-9)
+
+
+def test_normalized_product_brings_good_maps_to_one(features):
+    generator = AnomalyMapGenerator("normalized_product", sigma=0).double()
+    generator.set_good_statistics([features])
+    for one, maps in zip(generator.good_mean.split(2), generator.layer_maps(*features, FINEST), strict=True):
+        assert (sum(maps).mean() / one.mean(dim=(1, 2)).sum()).item() == pytest.approx(1, rel=1e-9)
+
+
+def test_what_is_hard_to_imitate_everywhere_is_no_anomaly(features):
+    """A border that no student imitates raises the plain map, and not the standardized one."""
+    teacher = {name: [f[:2] for f in maps] for name, maps in features[0].items()}
+    student = {
+        name: [t + 0.1 * s[:2] for t, s in zip(teacher[name], features[1][name], strict=True)] for name in SHAPES
+    }
+    for maps in student.values():
+        for part in maps:
+            part[..., 0, :] *= -1
+    image = tuple({name: [f[:1].clone() for f in maps] for name, maps in x.items()} for x in (teacher, student))
+    image[1]["resnet"][1][:, :, -1, -1] *= -1  # a defect in one layer of one teacher
+    tops = {}
+    for fusion in ("sum", "standardized_sum"):
+        generator = AnomalyMapGenerator(fusion, sigma=0).double()
+        generator.set_good_statistics([(teacher, student)])
+        coarse = generator.coarse(*image, (64, 96))[0, 0]
+        tops[fusion] = divmod(int(coarse.argmax()), coarse.shape[1])
+    assert tops["sum"][0] < 4
+    assert tops["standardized_sum"][0] > 12
+
+
+def test_positions_where_good_images_are_equal_do_not_divide_by_zero(features):
+    teacher, student = features
+    generator = AnomalyMapGenerator("standardized_sum").double()
+    equal = {name: [s.clone() for s in maps] for name, maps in student.items()}
+    for maps, like in zip(equal.values(), teacher.values(), strict=True):
+        for part, other in zip(maps, like, strict=True):
+            part[..., -1] = other[..., -1]
+    generator.set_good_statistics([(teacher, equal)])
+    assert generator.good_std.min() > 0
+    assert generator(teacher, student, (64, 96)).isfinite().all()
+
+
+def test_good_statistics_of_images_of_several_sizes(features):
+    generator = AnomalyMapGenerator("standardized_sum").double()
+    larger = tuple({n: [F.interpolate(f, scale_factor=2) for f in maps] for n, maps in x.items()} for x in features)
+    generator.set_good_statistics([features, larger])
+    assert generator.good_mean.shape == generator.good_std.shape == (4, *FINEST)
+    assert generator(*larger, (128, 192)).shape == (3, 1, 128, 192)
+
+
+def test_checkpoints_bring_their_statistics(features):
+    generator, other = (AnomalyMapGenerator("standardized_sum").double() for _ in range(2))
+    generator.set_good_statistics([features])
+    other.load_state_dict(generator.state_dict())
+    assert torch.equal(other(*features, (64, 96)), generator(*features, (64, 96)))
+
+
+def test_checkpoints_of_version_0_1(features):
+    """They hold one mean for each teacher."""
+    old = AnomalyMapGenerator("normalized_product").double()
+    ones = old(*features, (64, 96))  # each teacher's mean is 2, that of two layers
+    state = {k: v for k, v in old.state_dict().items() if k != "good_std"}
+    old.load_state_dict(state | {"good_mean": torch.tensor([0.3, 0.7], dtype=torch.float64)})
+    torch.testing.assert_close(old(*features, (64, 96)), ones * 4 / (0.3 * 0.7), rtol=1e-9, atol=0)
 
 
 def test_reduced_student_equals_reference(images):
@@ -245,3 +331,17 @@ def test_small_images_and_missing_weights(model):
         model(torch.rand(1, 3, 31, 64))
     with pytest.raises(TeacherNotLoadedError):
         MixedTeacherModel().eval()(torch.rand(1, 3, 64, 64))
+
+
+@torch.no_grad()
+def test_the_smoothing_has_to_fit():
+    """At a quarter of the image's size it reaches 8 pixels for sigma 8, and as many are reflected at the border."""
+    wide = MixedTeacherModel(sigma=8.0, resnet_layers=[1], efficientnet_layers=[1]).eval()
+    wide.load_teachers("random")
+    for size in ((32, 64), (64, 32)):
+        with pytest.raises(ConfigurationError, match="which needs 33 or more a side with sigma=8.0: enlarge them"):
+            wide(torch.rand(1, 3, *size))
+        with pytest.raises(ConfigurationError, match="which needs 33 or more a side with sigma=8.0: enlarge them"):
+            wide.train()(torch.rand(1, 3, *size))  # not at the end of the first epoch
+        wide.eval()
+    assert wide(torch.rand(1, 3, 33, 64)).anomaly_map.shape == (1, 1, 33, 64)

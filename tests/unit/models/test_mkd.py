@@ -245,7 +245,7 @@ def test_wrong_arguments(arguments, message):
 
 
 def test_small_images_and_missing_weights(model):
-    with pytest.raises(ConfigurationError, match="needs 32 or more a side with sigma=4.0: enlarge them"):
+    with pytest.raises(ConfigurationError, match="needs 32 or more a side: enlarge them"):
         model(torch.rand(1, 3, 31, 64))
     wide = MkdModel(sigma=8.0, direction_weight=1.0).eval()
     wide.teachers["vgg"] = model.teachers["vgg"]

@@ -1,6 +1,7 @@
 """MixedTeacher for anomalib's Engine and command line."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from anomalib.metrics import Evaluator
@@ -26,17 +27,20 @@ class MixedTeacher(DistillationModule, AnomalibModule):
             ablations), or a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
         student_init: ``"scratch"``, or ``"teacher"`` to start the EfficientNet student from its teacher's weights, as
             the official code does.
-        fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"`` or ``"normalized_product"``.
+        fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"``, ``"normalized_product"`` or
+            ``"standardized_sum"``; see :class:`~.anomaly_map.AnomalyMapGenerator`.
         resnet_layers: Stages of the ResNet-18 teacher; 1 is ``layer1`` (stride 4, pooled to 8).
         efficientnet_layers: Stages of the EfficientNet-b0 teacher; 3 has stride 16, 4 has stride 32.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
         learning_rate: A tenth of the one-cycle schedule's peak, as the official code has it; the schedule starts at
             0.4 of it and ends near 0.
-        max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
+        max_epochs: Epochs to train where the trainer is given no limit.
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
-            ``None`` never stops early. Without good validation images there is no early stopping.
+            ``None`` never stops early. Without good validation images there is no early stopping, and an
+            ``EarlyStopping`` of the trainer's takes the place of this one.
         freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on, as
-            the official code does.
+            the official code does. Where features hardly vary, students whose statistics go on following each batch
+            give wild features for single images.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
             in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
             kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
@@ -66,16 +70,16 @@ class MixedTeacher(DistillationModule, AnomalibModule):
 
     def __init__(
         self,
-        teacher_weights: str = "imagenet",
+        teacher_weights: str | Path = "imagenet",
         student_init: StudentInit = "scratch",
-        fusion: Fusion = "normalized_product",
+        fusion: Fusion = "standardized_sum",
         resnet_layers: Sequence[int] = (1, 2),
         efficientnet_layers: Sequence[int] = (3, 4),
         sigma: float = 4.0,
         learning_rate: float = 4e-4,
         max_epochs: int = 100,
         early_stopping_patience: int | None = 30,
-        freeze_bn_after_first_epoch: bool = False,
+        freeze_bn_after_first_epoch: bool = True,
         feature_cache: int = 2048,
         compile_students: bool = False,
         pre_processor: nn.Module | bool = True,
@@ -98,6 +102,11 @@ class MixedTeacher(DistillationModule, AnomalibModule):
     def configure_loss(self) -> MixedTeacherLoss:
         """Make the distillation loss."""
         return MixedTeacherLoss()
+
+    def on_train_start(self) -> None:
+        """Prepare as every model does; statistics of an earlier fit count for nothing."""
+        super().on_train_start()
+        self._statistics_step = -1
 
     def on_train_epoch_start(self) -> None:
         """Freeze batch normalisation where asked for."""

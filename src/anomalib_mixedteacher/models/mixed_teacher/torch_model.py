@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.smoothing import check_smoothing
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.upsampling import bilinear_upsample
 from anomalib_mixedteacher.errors import ConfigurationError
@@ -88,7 +89,7 @@ class MixedTeacherModel(DistillationModel):
         resnet_layers: Sequence[int] = (1, 2),
         efficientnet_layers: Sequence[int] = (3, 4),
         student_init: StudentInit = "scratch",
-        fusion: Fusion = "normalized_product",
+        fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
     ) -> None:
         if student_init not in get_args(StudentInit):
@@ -113,7 +114,7 @@ class MixedTeacherModel(DistillationModel):
             },
         )
         self.student_init = student_init
-        self.anomaly_map_generator = AnomalyMapGenerator(fusion, sigma)
+        self.anomaly_map_generator = AnomalyMapGenerator(fusion, sigma, (len(resnet_layers), len(efficientnet_layers)))
 
     def load_teachers(self, source: str) -> None:
         """Load both teachers' weights, and start the students from them where ``student_init`` says so.
@@ -128,6 +129,15 @@ class MixedTeacherModel(DistillationModel):
         if self.student_init == "teacher":
             teacher = self.teachers["efficientnet"]
             self.students["efficientnet"].load_state_dict(teacher.extractor.state_dict())
+
+    def check_map_size(self, height: int, width: int) -> None:
+        """Check that the map's smoothing fits; see :meth:`DistillationModel.check_map_size`.
+
+        Raises:
+            ConfigurationError: If a side is too short.
+        """
+        generator = self.anomaly_map_generator
+        check_smoothing(height, width, generator.reach + 1, generator.sigma)
 
     def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
         """Compute predictions from features.

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from anomalib_mixedteacher.components.morphology import opening
-from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
+from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
 from anomalib_mixedteacher.errors import ConfigurationError
 
 PERCENTILE = 99
@@ -43,7 +43,7 @@ class AnomalyMapGenerator(nn.Module):
     @property
     def reach(self) -> int:
         """How far the smoothing reaches in pixels; it reflects the map at its border, so sides have to be longer."""
-        return int(4 * self.sigma + 0.5)
+        return smoothing_reach(self.sigma)
 
     def forward(self, gradient: torch.Tensor) -> torch.Tensor:
         """Compute the anomaly map.

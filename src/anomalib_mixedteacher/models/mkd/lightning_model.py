@@ -36,9 +36,10 @@ class Mkd(DistillationModule, AnomalibModule):
         smooth_samples: Noisy copies of SmoothGrad.
         smooth_noise: Standard deviation of SmoothGrad's noise, as a part of the image's range.
         learning_rate: Adam's learning rate, constant as in the paper.
-        max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000; the paper's for MVTec AD.
+        max_epochs: Epochs to train where the trainer is given no limit; the paper's for MVTec AD.
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
-            ``None`` never stops early. Without good validation images there is no early stopping.
+            ``None`` never stops early. Without good validation images there is no early stopping, and an
+            ``EarlyStopping`` of the trainer's takes the place of this one.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
             in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
             kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
@@ -66,7 +67,7 @@ class Mkd(DistillationModule, AnomalibModule):
 
     def __init__(
         self,
-        teacher_weights: str = "imagenet",
+        teacher_weights: str | Path = "imagenet",
         cloner: Cloner = "small",
         direction_weight: float | Literal["auto"] = "auto",
         direction_only: bool = False,

@@ -8,7 +8,7 @@ from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import PooledBlocks
-from anomalib_mixedteacher.components.images import MIN_SIDE
+from anomalib_mixedteacher.components.smoothing import check_smoothing
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mkd import feed_forward, gradient
@@ -131,7 +131,7 @@ class MkdModel(DistillationModel):
         self.teachers[NAME].check_loaded()
         if torch.compiler.is_compiling():
             return self._predict(images)
-        self._check_size(*images.shape[-2:])
+        self.check_size(images)
         with torch.autocast(images.device.type, enabled=False):  # half-precision gradients would vanish
             return self._predict(images)
 
@@ -158,11 +158,11 @@ class MkdModel(DistillationModel):
             score, pixels = self.score_and_gradient(images)
         return InferenceBatch(anomaly_map=self.anomaly_map_generator(pixels), pred_score=score[:, None])
 
-    def _check_size(self, height: int, width: int) -> None:
-        needed = max(MIN_SIDE, self.anomaly_map_generator.reach + 1)
-        if min(height, width) < needed:
-            msg = (
-                f"Images of {height} x {width} pixels reach the model, which needs {needed} or more a side with "
-                f"sigma={self.anomaly_map_generator.sigma}: enlarge them in the pre-processor."
-            )
-            raise ConfigurationError(msg)
+    def check_map_size(self, height: int, width: int) -> None:
+        """Check that the map's smoothing fits; see :meth:`DistillationModel.check_map_size`.
+
+        Raises:
+            ConfigurationError: If a side is too short.
+        """
+        generator = self.anomaly_map_generator
+        check_smoothing(height, width, generator.reach + 1, generator.sigma)

@@ -1,6 +1,7 @@
 """MSFD for anomalib's Engine and command line."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
@@ -31,9 +32,10 @@ class Msfd(DistillationModule, AnomalibModule):
         upsampling: ``"gaussian"`` over the receptive field, as in the paper, or ``"bilinear"``.
         sigma_ratio: Standard deviation of that Gaussian over the receptive field's half-width. Ours, measured.
         learning_rate: A tenth of the one-cycle schedule's peak.
-        max_epochs: Epochs to train when the trainer is left at Lightning's fallback of 1000.
+        max_epochs: Epochs to train where the trainer is given no limit.
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
-            ``None`` never stops early. Without good validation images there is no early stopping.
+            ``None`` never stops early. Without good validation images there is no early stopping, and an
+            ``EarlyStopping`` of the trainer's takes the place of this one.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
             in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
             kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
@@ -59,7 +61,7 @@ class Msfd(DistillationModule, AnomalibModule):
 
     def __init__(
         self,
-        teacher_weights: str = "imagenet",
+        teacher_weights: str | Path = "imagenet",
         backbone: str = "resnet18",
         layers: Sequence[int] = (1, 2, 3),
         cosine_weight: float = 0.5,
