@@ -105,7 +105,7 @@ def test_checkpoint_brings_its_fusion_unless_overridden(trained):
     checkpoint = torch.load(path, weights_only=False)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
-    assert model.model.anomaly_map_generator.fusion == model.hparams["fusion"] == "normalized_product"
+    assert model.model.anomaly_map_generator.fusion == model.hparams["fusion"] == "standardized_sum"
 
 
 def test_resumed_model_records_the_teachers_it_has(trained, build_model):
