@@ -18,7 +18,7 @@ PICTURES = {
     "04": ["features", "depths", "fusions", "agreement"],
 }
 MAX_WIDTH = 900  # pixels
-COLORS = 128  # of a palette: a fifth of the bytes of a picture in full colour
+COLORS = 64  # of a palette: a fifth of the bytes of a picture in full colour
 
 
 def run(notebook: Path, folder: Path) -> None:

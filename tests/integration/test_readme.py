@@ -26,6 +26,7 @@ NOT_RUN = {
     "git clone <this repository> && cd anomalib-mixedteacher": "the address is not known, and it needs a network",
     "make demo": "makes an environment of its own and trains for minutes",
     "mixedteacher benchmark configs/benchmark/line.yaml --output runs/line": "takes hours; another benchmark is run",
+    "mixedteacher benchmark configs/benchmark/texture_teachers.yaml --output runs/line_texture": "takes half an hour",
     "pip install -c constraints.txt .": "installs, from a package index; the tests run in such an installation",
 }
 TINY_DATA = {"image_size": 64, "num_train": 4, "num_test_good": 4, "num_defects_per_kind": 1, "train_batch_size": 4}
