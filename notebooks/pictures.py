@@ -17,7 +17,7 @@ PICTURES = {
     "03": ["comparison"],
     "04": ["features", "depths", "fusions", "agreement"],
 }
-MAX_WIDTH = 900  # pixels
+MAX_WIDTH = 680  # pixels
 COLORS = 64  # of a palette: a fifth of the bytes of a picture in full colour
 
 
