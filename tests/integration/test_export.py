@@ -220,16 +220,16 @@ class TestQuantization:
         for image in seen:
             assert min(np.abs(image[0] - known).max() for known in good) < 1e-6
 
-    def test_thresholds_are_those_of_its_own_scores(self, quantized, image_folder):
+    def test_thresholds_are_those_of_its_own_scores(self, trained, quantized, image_folder):
         datamodule = folder(image_folder)
         datamodule.setup()
         graph = openvino.Core().compile_model(raw(openvino.Core().read_model(quantized)), "CPU", F32)
         paths = datamodule.val_data.samples.query("label_index == 0").image_path
         scores = [graph(read_image(p, as_tensor=True)[None].numpy())["pred_score"].item() for p in paths]
         record = read_record(quantized)
-        assert record.thresholds["image"] == pytest.approx(
-            conformal_threshold(scores, 0.4), rel=1e-3
-        )  # resized in the graph
+        # in units of the spread of eight good images, a rounding that moves an integer step shows
+        assert record.thresholds["image"] == pytest.approx(conformal_threshold(scores, 0.4), rel=1e-3)
+        assert record.thresholds["image"] != trained[0].post_processor.image_threshold.item()  # the float model's
         assert len(record.calibration.scores) == len(scores)
 
     def test_other_images_do_not_set_the_thresholds(self, trained, image_folder, tmp_path, caplog):
@@ -270,9 +270,7 @@ class TestQuantization:
         datamodule.setup()
         paths = datamodule.val_data.samples.query("label_index == 0").image_path
         scores = [graph(read_image(p, as_tensor=True)[None].numpy())["pred_score"].item() for p in paths]
-        assert record.thresholds["image"] == pytest.approx(
-            conformal_threshold(scores, 0.4), rel=1e-3
-        )  # resized in the graph
+        assert record.thresholds["image"] == pytest.approx(conformal_threshold(scores, 0.4), rel=1e-4)
 
     def test_quality_is_that_of_the_files(self, quantized, exported, image_folder):
         datamodule = folder(image_folder)

@@ -73,6 +73,7 @@ class TestCommitted:
         for path in NOTEBOOKS:
             assert path.name in text
             pictures = re.findall(rf"\]\((images/notebook-{path.name[:2]}[\w-]*\.png)\)", text)
+            assert pictures
             assert all((DOCS.parent / picture).stat().st_size < 200_000 for picture in pictures)
 
     @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
