@@ -199,13 +199,32 @@ def test_works_without_gradients_and_leaves_the_model_alone(build, images, local
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_mixed_precision_does_not_round_the_map(build, images):
+def test_float16_would_lose_the_gradient(build, images):
     model = build().float()
     expected = model(images.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
         result = model(images.float())
     assert torch.equal(result.anomaly_map, expected.anomaly_map)
     assert torch.equal(result.pred_score, expected.pred_score)
+
+
+@pytest.mark.parametrize("localization", METHODS)
+def test_bfloat16_computes_the_networks_but_not_score_and_map(build, images, localization):
+    model = build(localization=localization).float()
+    images = images.float()
+    expected = model(images)
+    computed = set()
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_hook(lambda *args: computed.add(args[2].dtype)) for layer in convolutions]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = model(images)
+    for hook in hooks:
+        hook.remove()
+    assert computed == {torch.bfloat16}
+    for value, reference in ((result.anomaly_map, expected.anomaly_map), (result.pred_score, expected.pred_score)):
+        assert value.dtype == torch.float32
+        assert not torch.equal(value.bfloat16().float(), value)  # holds more digits than bfloat16
+        torch.testing.assert_close(value, reference, rtol=0, atol=0.15 * reference.max().item())
 
 
 @pytest.mark.parametrize("localization", METHODS)
@@ -251,6 +270,11 @@ def test_benchmark_compares_equal_maps(build, images, localization):
     assert difference < 1e-9
     assert set(fractions) == {OFFICIAL_LOOP, FROZEN_LOOP, GRADIENT_LOOP}
     assert all(fraction > 0 for fraction in fractions.values())
+
+
+def test_benchmark_tells_how_far_bfloat16_is_from_float32(build, images):
+    _, difference = ratios(build().float(), images.float(), repetitions=1, bfloat16=True)
+    assert 1e-3 < difference < 0.2
 
 
 def test_official_loop_differentiates_the_expert_and_leaves_it_frozen(build, images):

@@ -115,6 +115,8 @@ class MkdModel(DistillationModel):
     def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
         """Compute predictions; the model must be in evaluation mode.
 
+        Under ``torch.autocast`` to bfloat16 the networks compute in it, under one to float16 in float32.
+
         Args:
             teacher: Unused: what is to be differentiated has to be computed anew.
             student: Unused.
@@ -132,14 +134,16 @@ class MkdModel(DistillationModel):
         if torch.compiler.is_compiling():
             return self._predict(images)
         self.check_size(images)
-        with torch.autocast(images.device.type, enabled=False):  # half-precision gradients would vanish
-            return self._predict(images)
+        bfloat16 = _autocasts_to_bfloat16(images.device.type)
+        with torch.autocast(images.device.type, enabled=False):  # the map's smoothing would be rounded
+            return self._predict(images, bfloat16)
 
-    def score_and_gradient(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_and_gradient(self, images: torch.Tensor, bfloat16: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute each image's score and the plain or guided gradient of it.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``.
+            bfloat16: Let the networks compute in bfloat16; score and gradient stay as precise as the images.
 
         Returns:
             Scores of shape ``(B,)`` and gradients of shape ``(B, 3, H, W)``.
@@ -147,15 +151,18 @@ class MkdModel(DistillationModel):
         form = feed_forward if torch.compiler.is_compiling() else gradient
         expert = cast("PooledBlocks", self.teachers[NAME].extractor.net)
         cloner = cast("PooledBlocks", self.students[NAME])
-        return form.score_and_gradient(expert, cloner, self.loss, images, self.localization == "guided_backprop")
+        guided = self.localization == "guided_backprop"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            return form.score_and_gradient(expert, cloner, self.loss, images, guided)
 
-    def _predict(self, images: torch.Tensor) -> InferenceBatch:
+    def _predict(self, images: torch.Tensor, bfloat16: bool = False) -> InferenceBatch:
         if self.localization == "smooth_grad":
             with torch.no_grad():
-                score = self.loss.score(*self.features(images))
-                pixels = self.smooth_grad(lambda noisy: self.score_and_gradient(noisy)[1], images)
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+                    score = self.loss.score(*self.features(images))
+                pixels = self.smooth_grad(lambda noisy: self.score_and_gradient(noisy, bfloat16)[1], images)
         else:
-            score, pixels = self.score_and_gradient(images)
+            score, pixels = self.score_and_gradient(images, bfloat16)
         return InferenceBatch(anomaly_map=self.anomaly_map_generator(pixels), pred_score=score[:, None])
 
     def check_map_size(self, height: int, width: int) -> None:
@@ -166,3 +173,8 @@ class MkdModel(DistillationModel):
         """
         generator = self.anomaly_map_generator
         check_smoothing(height, width, generator.reach + 1, generator.sigma)
+
+
+def _autocasts_to_bfloat16(device: str) -> bool:
+    """Tell whether networks are to compute in bfloat16; in float16 gradients would vanish, so that they do not."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
