@@ -275,17 +275,6 @@ def test_early_stopping_watches_good_validation_images(image_folder, build_model
     assert "val_loss" in engine.trainer.callback_metrics
 
 
-def test_freezing_batch_norm_after_the_first_epoch(build_model, datamodule, tmp_path):
-    model = build_model(freeze_bn_after_first_epoch=True)
-    means = []
-    model.on_train_epoch_end = lambda: means.append(model.model.students["resnet"].stem[1].running_mean.clone())
-    engine = Engine(max_epochs=3, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
-    engine.fit(model=model, datamodule=datamodule)
-    assert means[0].abs().max() > 0
-    assert torch.equal(means[1], means[0])
-    assert torch.equal(means[2], means[0])
-
-
 def test_teachers_see_each_image_once(build_model, datamodule, tmp_path):
     losses = {}
     for cache in (0, 100):

@@ -15,6 +15,7 @@ from anomalib.deploy import ExportType
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
 from PIL import Image
+from torch import nn
 
 from anomalib_mixedteacher import plugin
 from anomalib_mixedteacher.calibration.recalibrate import calibrate_checkpoint
@@ -248,6 +249,18 @@ def test_a_derived_class_reads_its_base_class_checkpoints(trained):
     checkpoint = {"state_dict": {}}  # as Lightning gives it
     restored.on_save_checkpoint(checkpoint)
     assert checkpoint["anomalib_mixedteacher"]["model"] == name
+
+
+@pytest.mark.parametrize("arguments", [{}, {"freeze_bn_after_first_epoch": False}], ids=["default", "learning"])
+@pytest.mark.parametrize("name", ["MixedTeacher", "Msfd"])
+def test_batch_normalisation_is_frozen_after_the_first_epoch(teacher_folder, datamodule, engine, name, arguments):
+    model = build(name, teacher_folder, **arguments)
+    layer = next(layer for layer in model.model.students.modules() if isinstance(layer, nn.BatchNorm2d))
+    means = []
+    model.on_train_epoch_end = lambda: means.append(layer.running_mean.clone())
+    engine.fit(model=model, datamodule=datamodule)
+    assert means[0].any()
+    assert [torch.equal(mean, means[0]) for mean in means] == [True] + [not arguments] * (len(means) - 1)
 
 
 def test_a_negative_cache_is_refused(teacher_folder):

@@ -22,6 +22,7 @@ from anomalib.pipelines.components.base import Job, JobGenerator, Runner
 from anomalib.pipelines.components.runners import ParallelRunner, SerialRunner
 from tqdm import tqdm
 
+from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.benchmark.inputs import changed
 from anomalib_mixedteacher.benchmark.result import Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
@@ -154,6 +155,10 @@ def run_cells(folder: RunFolder, cells: Sequence[Cell], jobs: int = 1) -> None:
         _say(f"{len(stale)} of {len(cells)} cells are run again, since their images or weights changed: {data}.")
     if len(todo) < len(cells):
         _say(f"{len(cells) - len(todo)} of {len(cells)} cells are finished and are not run again.")
+    older = {folder.result(cell).made.get("version", "unknown") for cell in cells if cell not in todo} - {__version__}
+    if older:
+        versions = ", ".join(sorted(older))
+        _say(f"Some of them are of version {versions}, not {__version__}: remove their folders to train them anew.")
     if not todo:
         return
     generator = CellJobs(folder.path, todo, jobs)

@@ -177,7 +177,18 @@ def _remarks(results: Sequence[Result], failures: Sequence[Failure]) -> list[str
             said.setdefault((result.cell.data, note), []).append(result.cell.model)
     remarks = [f"{data} ({', '.join(dict.fromkeys(about))}): {text}" for (data, text), about in said.items()]
     remarks += [f"{f.cell.model} on {f.cell.data}, seed {f.cell.seed}, failed: {f.message}" for f in failures]
-    return remarks
+    return remarks + _versions(results)
+
+
+def _versions(results: Sequence[Result]) -> list[str]:
+    """Say which cells were trained by which version of the package, where there are several."""
+    trained: dict[str, list[str]] = {}
+    for result in results:
+        cell = f"{result.cell.model} on {result.cell.data}"
+        trained.setdefault(result.made.get("version", "unknown"), []).append(cell)
+    if len(trained) < 2:
+        return []
+    return [f"Trained with version {name}: {', '.join(dict.fromkeys(trained[name]))}." for name in sorted(trained)]
 
 
 def _lack(results: Sequence[Result], data: str, reason: str) -> bool:

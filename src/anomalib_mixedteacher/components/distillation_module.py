@@ -17,6 +17,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
+from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -85,6 +86,7 @@ class DistillationModule(DistillationExport, _Base):
         early_stopping_patience: int | None,
         feature_cache: int,
         compile_students: bool = False,
+        freeze_bn_after_first_epoch: bool = False,
     ) -> None:
         """Take the networks and the recipe.
 
@@ -98,6 +100,7 @@ class DistillationModule(DistillationExport, _Base):
             feature_cache: Memory in MiB for decoded images, which take up to a half of it, and for the teachers'
                 features, for which from there on a file is used; 0 keeps none.
             compile_students: Compile the students for training, by ``torch.compile``.
+            freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on.
 
         Raises:
             ConfigurationError: If ``feature_cache`` is negative.
@@ -115,6 +118,7 @@ class DistillationModule(DistillationExport, _Base):
         self._val_loss = MeanMetric()
         self.feature_cache = feature_cache
         self.compile_students = compile_students
+        self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
         self._channels_last = False
         self._compiled = False
         self._training_data: dict[str, Any] | None = None
@@ -203,6 +207,13 @@ class DistillationModule(DistillationExport, _Base):
                 version=__version__,
                 precision=str(self.trainer.precision),
             )
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze batch normalisation where asked for."""
+        if self.freeze_bn_after_first_epoch and self.current_epoch > 0:
+            for module in self.model.students.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def on_train_end(self) -> None:
         """Release the teachers' features."""

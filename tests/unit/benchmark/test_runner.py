@@ -8,6 +8,7 @@ import pytest
 import torch
 from anomalib.pipelines.components.runners import ParallelRunner, parallel
 
+from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.benchmark import command, runner
 from anomalib_mixedteacher.benchmark.inputs import digests
 from anomalib_mixedteacher.benchmark.plan import parse_plan
@@ -55,7 +56,8 @@ def write(path, content):
 def finish(folder, cell, inputs):
     calibration = Calibration(0.5, 0.5, 20, 0.05)
     with folder.finish(cell) as place:
-        result = Result(cell, {}, {}, [], calibration, {}, {}, {"train_seconds": 1.0}, inputs=inputs)
+        made = {"version": __version__}
+        result = Result(cell, {}, {}, [], calibration, {}, {}, {"train_seconds": 1.0}, made, inputs)
         (place / "result.json").write_text(result.to_json())
 
 
@@ -85,6 +87,14 @@ class TestFinishedCells:
         assert "1 of 2 cells are run again, since their images or weights changed: leather." in printed
         assert "1 of 2 cells are finished" in printed
         assert again(folder, cells, trained) == []
+
+    def test_those_of_another_version_are_named(self, folder, products, trained, capsys, monkeypatch):
+        cells = cells_of(products)
+        again(folder, cells, trained)
+        assert "version" not in capsys.readouterr().out
+        monkeypatch.setattr(runner, "__version__", "99.0")
+        assert again(folder, cells, trained) == []
+        assert f"are of version {__version__}, not 99.0: remove their folders" in capsys.readouterr().out
 
     @pytest.mark.parametrize("change", ["content", "time", "gone"])
     def test_any_change_of_an_image_counts(self, folder, products, trained, change):

@@ -193,6 +193,14 @@ def test_markdown_has_a_table_for_each_data_set_and_says_what_is_missing(folder)
     assert values["failures"] == {failed.name: "No luck."}
 
 
+def test_several_versions_are_told_apart():
+    old, new = {"version": "0.1.0"}, {"version": "0.2.0"}
+    results = [result(0.5, made=old), result(0.6, seed=1, made=old), result(0.7, model="Msfd", made=new)]
+    remarks = tables.to_markdown(results, [], {}).splitlines()[-2:]
+    assert remarks == ["- Trained with version 0.1.0: Stfpm on weave.", "- Trained with version 0.2.0: Msfd on weave."]
+    assert "version" not in tables.to_markdown(results[:2], [], {})
+
+
 def test_a_reason_that_holds_for_some_models_names_them():
     lacking = dict.fromkeys(("pixel_AUROC", "PRO"), "The model gives no anomaly maps.")
     text = tables.to_markdown([result(0.5), result(0.6, model="Ganomaly", missing=lacking)], [], {})

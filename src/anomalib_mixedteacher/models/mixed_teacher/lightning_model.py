@@ -95,8 +95,7 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         )
         model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
         recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache, compile_students)
-        self.build(model, *recipe)
-        self.freeze_bn_after_first_epoch = freeze_bn_after_first_epoch
+        self.build(model, *recipe, freeze_bn_after_first_epoch)
         self._statistics_step = -1
 
     def configure_loss(self) -> MixedTeacherLoss:
@@ -107,13 +106,6 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         """Prepare as every model does; statistics of an earlier fit count for nothing."""
         super().on_train_start()
         self._statistics_step = -1
-
-    def on_train_epoch_start(self) -> None:
-        """Freeze batch normalisation where asked for."""
-        if self.freeze_bn_after_first_epoch and self.current_epoch > 0:
-            for module in self.model.students.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
 
     def on_train_epoch_end(self) -> None:
         """Gather statistics of good images where no validation run has done so."""

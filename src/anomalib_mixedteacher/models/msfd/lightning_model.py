@@ -36,6 +36,9 @@ class Msfd(DistillationModule, AnomalibModule):
         early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
             ``None`` never stops early. Without good validation images there is no early stopping, and an
             ``EarlyStopping`` of the trainer's takes the place of this one.
+        freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on, as
+            MixedTeacher's official code does. Ours, measured: where features hardly vary, students whose statistics go
+            on following each batch give wild features for single images.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
             in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
             kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
@@ -71,6 +74,7 @@ class Msfd(DistillationModule, AnomalibModule):
         learning_rate: float = 4e-4,
         max_epochs: int = 100,
         early_stopping_patience: int | None = 30,
+        freeze_bn_after_first_epoch: bool = True,
         feature_cache: int = 2048,
         compile_students: bool = False,
         pre_processor: nn.Module | bool = True,
@@ -86,7 +90,7 @@ class Msfd(DistillationModule, AnomalibModule):
         )
         model = MsfdModel(backbone, layers, cosine_weight, combination, upsampling, sigma_ratio)
         recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache, compile_students)
-        self.build(model, *recipe)
+        self.build(model, *recipe, freeze_bn_after_first_epoch)
 
     def configure_loss(self) -> MsfdLoss:
         """Make the loss with the map's weight of the two distances."""
