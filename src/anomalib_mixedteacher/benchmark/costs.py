@@ -11,12 +11,12 @@ from anomalib.models import AnomalibModule
 
 from anomalib_mixedteacher.benchmark.exported_file import ExportedFile, exported_path
 from anomalib_mixedteacher.benchmark.macs import count_macs
+from anomalib_mixedteacher.benchmark.result import REFERENCE
 from anomalib_mixedteacher.benchmark.timing import latencies
 from anomalib_mixedteacher.components.distillation_export import ONNX_OPSET
 
 # One image at a time: with an open batch anomalib's Patchcore is exported for batches of two only.
 ONE_IMAGE: dict[str, Any] = {"verbose": False, "opset_version": ONNX_OPSET, "dynamic_axes": {}}
-REFERENCE = "Stfpm"
 
 
 @dataclass(frozen=True)

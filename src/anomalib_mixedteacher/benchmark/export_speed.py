@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from anomalib_mixedteacher.benchmark.exported_file import ExportedFile
-from anomalib_mixedteacher.benchmark.result import Result
+from anomalib_mixedteacher.benchmark.macs import count_macs
+from anomalib_mixedteacher.benchmark.result import REFERENCE, Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
 from anomalib_mixedteacher.benchmark.tables import group
 from anomalib_mixedteacher.benchmark.timing import latencies, throughputs
+from anomalib_mixedteacher.errors import ExportedModelError
 
 REPETITIONS = 40
 _WARMUP = 5
@@ -26,7 +29,9 @@ def measure_speed(folder: RunFolder, repetitions: int = REPETITIONS) -> dict[str
         repetitions: Timed inferences of each export.
 
     Returns:
-        By cell name: ``latency_ms``, the median, and ``images_per_second``.
+        By cell name: ``latency_ms``, the median, ``images_per_second``, ``gmacs`` (thousand million multiply-adds of an
+        image, where the graph tells) and ``latency_ratio`` (median over the reference's on the same data, where it is
+        among the models).
     """
     results = folder.results()
     first = [result for result in results if result.cell.seed == results[0].cell.seed]
@@ -45,10 +50,16 @@ def _measure(folder: RunFolder, results: Sequence[Result], size: int, repetition
     image = np.random.default_rng(0).random((1, 3, size, size), np.float32)
     seconds = latencies(files, image, None, repetitions, _WARMUP)
     rates = throughputs(files, image, None, repetitions)
-    return {
-        file.name: {
-            "latency_ms": float(np.median(seconds[file.label])) * 1e3,
+    references = {result.cell.data: result.cell.name for result in results if result.cell.model == REFERENCE}
+    speed = {}
+    for result, file in zip(results, files, strict=True):
+        taken = seconds[file.label]
+        speed[file.name] = {
+            "latency_ms": float(np.median(taken)) * 1e3,
             "images_per_second": rates[file.label],
         }
-        for file in files
-    }
+        with suppress(ExportedModelError):
+            speed[file.name]["gmacs"] = count_macs(file.read_static(size)) / 1e9
+        if result.cell.data in references:
+            speed[file.name]["latency_ratio"] = float(np.median(taken / seconds[references[result.cell.data]]))
+    return speed

@@ -9,6 +9,9 @@ from typing import Any
 GOOD = "good"
 """Kind of the images without a defect."""
 
+REFERENCE = "Stfpm"
+"""The model that the others' latency is compared with."""
+
 _KEY_LENGTH = 10
 
 

@@ -106,7 +106,7 @@ class RunFolder:
 
     @property
     def speed(self) -> Path:
-        """The file with latency and throughput, ``{cell name: {"latency_ms", "images_per_second"}}``."""
+        """The file with latency and throughput: see :func:`~.export_speed.measure_speed`."""
         return self.path / "speed.json"
 
     def log(self, cell: Cell) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from anomalib_mixedteacher.benchmark.result import GOOD, Result
+from anomalib_mixedteacher.benchmark.result import GOOD, REFERENCE, Result
 from anomalib_mixedteacher.benchmark.run_folder import Failure, RunFolder
 
 Speed = Mapping[str, Mapping[str, float]]
@@ -23,12 +23,14 @@ class Column:
         title: Head in Markdown.
         digits: Decimals in Markdown.
         best: ``max`` or ``min``, whichever is better; ``None`` where neither is.
+        cost: Whether it tells what a model costs rather than what it finds; these have a table of their own.
     """
 
     key: str
     title: str
     digits: int
     best: Any
+    cost: bool = False
 
 
 COLUMNS = (
@@ -40,11 +42,14 @@ COLUMNS = (
     Column("pixel_F1", "pixel F1", 3, max),
     Column("false_alarm_rate", "false alarms", 3, None),
     Column("found_rate", "defects found", 3, max),
-    Column("train_seconds", "training s", 0, min),
-    Column("peak_memory_mb", "peak MB", 0, min),
-    Column("latency_ms", "latency ms", 1, min),
-    Column("images_per_second", "images/s", 1, max),
-    Column("file_mb", "file MB", 1, min),
+    Column("train_seconds", "training s", 0, min, cost=True),
+    Column("peak_memory_mb", "peak MB", 0, min, cost=True),
+    Column("stored_millions", "numbers stored M", 2, min, cost=True),
+    Column("gmacs", "multiply-adds G", 2, min, cost=True),
+    Column("latency_ms", "latency ms", 1, min, cost=True),
+    Column("latency_ratio", f"latency / {REFERENCE}", 2, min, cost=True),
+    Column("images_per_second", "images/s", 1, max, cost=True),
+    Column("file_mb", "file MB", 1, min, cost=True),
 )
 
 
@@ -57,6 +62,8 @@ def values_of(result: Result, speed: Speed) -> dict[str, float]:
     """
     defects = [counts for kind, counts in result.alarms.items() if kind != GOOD]
     values = {**result.metrics, **result.costs, **speed.get(result.cell.name, {})}
+    if "stored_numbers" in result.costs:
+        values["stored_millions"] = result.costs["stored_numbers"] / 1e6
     if defects:
         values["found_rate"] = sum(found for found, _ in defects) / sum(count for _, count in defects)
     return {column.key: values[column.key] for column in COLUMNS if column.key in values}
@@ -115,11 +122,14 @@ def to_json(results: Sequence[Result], failures: Sequence[Failure], speed: Speed
 
 
 def to_markdown(results: Sequence[Result], failures: Sequence[Failure], speed: Speed) -> str:
-    """Write one table for each data set, one over all, and what is missing and why."""
+    """Write one table for each data set, one over all, one of the costs, and what is missing and why."""
     groups = group(results, "data")
     parts = [f"### {data}\n\n{_table(cells, speed)}" for data, cells in groups.items()]
+    mean_over = f"mean over {len(groups)} data sets"
     if len(groups) > 1:
-        parts.append(f"### Mean over {len(groups)} data sets\n\n{_table(results, speed)}")
+        parts.append(f"### {mean_over.capitalize()}\n\n{_table(results, speed)}")
+    if costs := _table(results, speed, costs=True):
+        parts.append(f"### Costs{f', {mean_over}' if len(groups) > 1 else ''}\n\n{costs}")
     if remarks := [*_left_out(groups, speed), *_remarks(results, failures)]:
         parts.append("\n".join(f"- {remark}" for remark in remarks))
     return "\n\n".join(parts) + "\n"
@@ -141,9 +151,13 @@ def _by_model(results: Sequence[Result], speed: Speed) -> dict[str, dict[str, tu
     return {model: summarize(cells, speed, needed) for model, cells in group(results, "model").items()}
 
 
-def _table(results: Sequence[Result], speed: Speed) -> str:
+def _table(results: Sequence[Result], speed: Speed, costs: bool = False) -> str:
+    """Write the table of quality, or the one of costs, which is empty where nothing is known of them."""
     rows = _by_model(results, speed)
-    columns = [column for column in COLUMNS if any(column.key in row for row in rows.values())]
+    known = [column for column in COLUMNS if any(column.key in row for row in rows.values())]
+    columns = [column for column in known if column.cost == costs]
+    if costs and not columns:
+        return ""
     table = [["model", *[column.title for column in columns]], ["---"] * (len(columns) + 1)]
     table += [[model, *[_shown(row.get(c.key), c.digits) for c in columns]] for model, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in table)

@@ -26,7 +26,7 @@ def result(auroc, model="Stfpm", data="weave", seed=0, **more):
         "calibration": Calibration(0.5, 0.5, 20, 0.05),
         "alarms": {"good": (1, 10), "hole": (3, 4), "crack": (0, 2)},
         "curves": {"roc": [(0.0, 0.0), (1.0, 1.0)]},
-        "costs": {"train_seconds": 3.0},
+        "costs": {"train_seconds": 3.0, "stored_numbers": 1_500_000},
     }
     return Result(cell=cell, **(values | more))
 
@@ -169,18 +169,25 @@ def test_markdown_has_a_table_for_each_data_set_and_says_what_is_missing(folder)
     failed = replace(CELL, model="Mkd")
     folder.set_cells([*[one.cell for one in results], failed])
     folder.fail(failed, "No luck.")
-    speed = {results[0].cell.name: {"latency_ms": 12.34}}
+    speed = {results[0].cell.name: {"latency_ms": 12.34, "latency_ratio": 1.0, "gmacs": 0.92}}
     text = tables.write_tables(folder, speed)
     assert text == (folder.path / "table.md").read_text()
     assert text.splitlines()[:6] == [
         "### weave",
         "",
-        "| model | image AUROC | defects found | training s | latency ms |",
-        "| --- | --- | --- | --- | --- |",
-        "| Stfpm | 0.600 ± 0.141 | 0.500 ± 0.000 | 3 ± 0 | 12.3 |",
-        "| Msfd | 0.900 | 0.500 | 3 | - |",
+        "| model | image AUROC | defects found |",
+        "| --- | --- | --- |",
+        "| Stfpm | 0.600 ± 0.141 | 0.500 ± 0.000 |",
+        "| Msfd | 0.900 | 0.500 |",
     ]
     assert "### Mean over 2 data sets" in text
+    start = text.splitlines().index("### Costs, mean over 2 data sets")
+    assert text.splitlines()[start + 2 : start + 6] == [
+        "| model | training s | numbers stored M | multiply-adds G | latency ms | latency / Stfpm |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| Stfpm | 3 | 1.50 | 0.92 | 12.3 | 1.00 |",
+        "| Msfd | - | - | - | - | - |",
+    ]
     assert text.splitlines()[-3:] == [
         "- weave (pixel_AUROC, PRO): The test set has no masks.",
         "- weave (Msfd): Few images.",
