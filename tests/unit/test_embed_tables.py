@@ -1,0 +1,62 @@
+"""Tables in the documentation come from a benchmark's files."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+TABLES = """### weave
+
+| model | AUROC |
+| --- | --- |
+| Msfd | 0.9 |
+
+### Costs, mean over 2 data sets
+
+| model | s |
+| --- | --- |
+| Msfd | 3 |
+
+- A remark.
+- Another.
+"""
+PAGE = "before\n\n<!-- tables: run/table.md{names} -->\nold\n<!-- end of tables -->\n\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def embed_tables():
+    path = Path(__file__).parents[2] / "docs" / "embed_tables.py"
+    spec = importlib.util.spec_from_file_location("embed_tables", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "table.md").write_text(TABLES)
+    return tmp_path
+
+
+def test_quotes_what_the_page_names_and_nothing_else(embed_tables, root):
+    page = PAGE.format(names=" | Costs | remarks")
+    new = embed_tables.embed(page, root)
+    start = (
+        "before\n\n<!-- tables: run/table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
+    )
+    assert new.startswith(start)
+    assert new.endswith("| Msfd | 3 |\n\n- A remark.\n- Another.\n<!-- end of tables -->\n\nafter\n")
+    assert "old" not in new
+    assert "weave" not in new
+    assert embed_tables.embed(new, root) == new
+
+
+def test_quotes_everything_without_names(embed_tables, root):
+    new = embed_tables.embed(PAGE.format(names=""), root)
+    assert new.index("weave:") < new.index("Costs, mean over 2 data sets:") < new.index("- Another.")
+
+
+def test_names_a_section_that_is_not_there(embed_tables, root):
+    with pytest.raises(SystemExit, match="has no section 'grid': it has weave, Costs, mean over 2 data sets, remarks"):
+        embed_tables.embed(PAGE.format(names=" | grid"), root)
