@@ -118,7 +118,6 @@ def test_data_that_lack_something_say_so_and_are_complete_otherwise(odd_folders,
         assert folder.export(result.cell).exists()
         speed = json.loads(folder.speed.read_text())[result.cell.name]
         assert set(speed) == {"latency_ms", "images_per_second", "gmacs", "latency_ratio"}
-        assert speed["latency_ratio"] == 1  # of the reference, on the same data
         kinds = folder.predictions(result.cell).kinds
         assert {kind: kinds.count(kind) for kind in kinds} == {kind: n for kind, (_, n) in result.alarms.items()}
 

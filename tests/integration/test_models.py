@@ -263,6 +263,24 @@ def test_batch_normalisation_is_frozen_after_the_first_epoch(teacher_folder, dat
     assert [torch.equal(mean, means[0]) for mean in means] == [True] + [not arguments] * (len(means) - 1)
 
 
+@pytest.mark.parametrize("name", plugin.MODELS)
+def test_trains_and_judges_in_mixed_precision(name, teacher_folder, image_folder, datamodule, tmp_path):
+    model = build(name, teacher_folder)
+    predictions = {}
+    for precision in ("bf16-mixed", "32-true"):
+        engine = Engine(
+            max_epochs=2, default_root_dir=tmp_path, accelerator="cpu", precision=precision, enable_progress_bar=False
+        )
+        if precision == "bf16-mixed":
+            engine.fit(model=model, datamodule=datamodule)
+        (batch,) = engine.predict(model=model, data_path=next(image_folder.glob("bad/*")))
+        predictions[precision] = batch.anomaly_map
+    half, full = predictions.values()
+    assert half.dtype == full.dtype == torch.float32
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0, atol=0.2)  # of a map that is scaled to [0, 1]
+
+
 def test_a_negative_cache_is_refused(teacher_folder):
     with pytest.raises(ConfigurationError, match="feature_cache is -1: give MiB of memory, or 0"):
         build("Msfd", teacher_folder, feature_cache=-1)

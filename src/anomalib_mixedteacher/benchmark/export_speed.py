@@ -31,7 +31,7 @@ def measure_speed(folder: RunFolder, repetitions: int = REPETITIONS) -> dict[str
     Returns:
         By cell name: ``latency_ms``, the median, ``images_per_second``, ``gmacs`` (thousand million multiply-adds of an
         image, where the graph tells) and ``latency_ratio`` (median over the reference's on the same data, where it is
-        among the models).
+        among the models with images of the same size).
     """
     results = folder.results()
     first = [result for result in results if result.cell.seed == results[0].cell.seed]

@@ -10,7 +10,7 @@
     RUN/failures/<name>.json           a failed cell: the cell, and its error in a sentence
     RUN/logs/<name>.txt                what a cell printed, a failed one's traceback included
     RUN/.lock                          held by the benchmark that writes here
-    RUN/speed.json                     latency and throughput of the exports of the first seed
+    RUN/speed.json                     latency, throughput and multiply-adds of the exports of the first seed
     RUN/table.csv, .json, .md          the summary
 """
 
@@ -198,8 +198,9 @@ class RunFolder:
     def clear(self, cell: Cell) -> None:
         """Remove what an earlier call left of a cell that is to be run."""
         self._failure(cell).unlink(missing_ok=True)
+        if self.speed.exists() and cell.name in json.loads(self.speed.read_text(encoding="utf-8")):
+            self.speed.unlink()  # the new export may be slower, and is to be timed with the others
         if self.cell(cell).exists():
-            self.speed.unlink(missing_ok=True)  # the new export may be slower, and is to be timed with the others
             (self.cell(cell) / "result.json").unlink(missing_ok=True)  # first: without it, the cell is not finished
             shutil.rmtree(self.cell(cell))
 

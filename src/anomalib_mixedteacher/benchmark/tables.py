@@ -202,7 +202,7 @@ def _versions(results: Sequence[Result]) -> list[str]:
         trained.setdefault(result.made.get("version", "unknown"), []).append(cell)
     if len(trained) < 2:
         return []
-    return [f"Trained with version {name}: {', '.join(dict.fromkeys(trained[name]))}." for name in sorted(trained)]
+    return [f"Trained with version {name}: {', '.join(dict.fromkeys(trained[name]))}." for name in trained]
 
 
 def _lack(results: Sequence[Result], data: str, reason: str) -> bool:

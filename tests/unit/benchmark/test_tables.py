@@ -100,8 +100,14 @@ def test_a_cell_that_is_to_run_again_leaves_no_result_failure_or_speed(folder):
     assert [one.cell.seed for one in folder.results()] == [1]
 
 
-def test_speed_is_kept_when_an_unfinished_cell_is_run(folder):
-    folder.write(folder.speed, {})
+def test_speed_is_measured_anew_where_a_cell_was_removed_by_hand(folder):
+    folder.write(folder.speed, {CELL.name: {"latency_ms": 3.0}})
+    folder.clear(CELL)
+    assert not folder.speed.exists()
+
+
+def test_speed_is_kept_when_a_new_cell_is_run(folder):
+    folder.write(folder.speed, {"another": {"latency_ms": 3.0}})
     folder.clear(CELL)
     assert folder.speed.exists()
 

@@ -199,11 +199,22 @@ def test_works_without_gradients_and_leaves_the_model_alone(build, images, local
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_float16_would_lose_the_gradient(build, images):
+def test_autocast_to_float16_is_ignored(build, images):
     model = build().float()
     expected = model(images.float())
     with torch.autocast("cpu", dtype=torch.float16):
         result = model(images.float())
+    assert torch.equal(result.anomaly_map, expected.anomaly_map)
+    assert torch.equal(result.pred_score, expected.pred_score)
+
+
+@pytest.mark.parametrize("localization", METHODS)
+def test_bfloat16_in_inference_mode(build, images, localization):
+    model, images = build(localization=localization).float(), images.float()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        result = model(images + 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(images)
     assert torch.equal(result.anomaly_map, expected.anomaly_map)
     assert torch.equal(result.pred_score, expected.pred_score)
 

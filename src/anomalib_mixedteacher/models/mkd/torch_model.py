@@ -1,5 +1,6 @@
 """Networks of MKD: the expert and its cloner, whose difference is differentiated with respect to the image."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast, get_args
 
 import torch
@@ -143,7 +144,7 @@ class MkdModel(DistillationModel):
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``.
-            bfloat16: Let the networks compute in bfloat16; score and gradient stay as precise as the images.
+            bfloat16: Let the networks compute in bfloat16; score and gradient stay in the images' type.
 
         Returns:
             Scores of shape ``(B,)`` and gradients of shape ``(B, 3, H, W)``.
@@ -152,13 +153,13 @@ class MkdModel(DistillationModel):
         expert = cast("PooledBlocks", self.teachers[NAME].extractor.net)
         cloner = cast("PooledBlocks", self.students[NAME])
         guided = self.localization == "guided_backprop"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        with _networks_in(images.device.type, bfloat16):
             return form.score_and_gradient(expert, cloner, self.loss, images, guided)
 
     def _predict(self, images: torch.Tensor, bfloat16: bool = False) -> InferenceBatch:
         if self.localization == "smooth_grad":
             with torch.no_grad():
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+                with _networks_in(images.device.type, bfloat16):
                     score = self.loss.score(*self.features(images))
                 pixels = self.smooth_grad(lambda noisy: self.score_and_gradient(noisy, bfloat16)[1], images)
         else:
@@ -173,6 +174,11 @@ class MkdModel(DistillationModel):
         """
         generator = self.anomaly_map_generator
         check_smoothing(height, width, generator.reach + 1, generator.sigma)
+
+
+def _networks_in(device: str, bfloat16: bool) -> AbstractContextManager[object]:
+    """Let networks compute in bfloat16, or as they are, which leaves no trace in a graph that is being exported."""
+    return torch.autocast(device, torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def _autocasts_to_bfloat16(device: str) -> bool:
