@@ -9,7 +9,7 @@ export MALLOC_MMAP_THRESHOLD_ = 4000000000
 export MALLOC_TRIM_THRESHOLD_ = 20000000000
 export MALLOC_TOP_PAD_ = 500000000
 
-.PHONY: demo test lint format docs teachers clean
+.PHONY: demo test lint format docs tables teachers clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m anomalib_mixedteacher.demo --output demo
@@ -29,6 +29,10 @@ format: $(INSTALLED)
 # The documentation as a site that can be read without a server or a network: build/site/index.html.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The tables of README and docs, from the benchmarks whose commands stand there.
+tables: $(INSTALLED)
+	$(BIN)/python docs/embed_tables.py README.md docs/results.md
 
 # The shipped texture teachers, as they were made: about an hour on two cores, to be called again after an interruption.
 teachers: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Put a benchmark's tables into the pages that quote them: ``python docs/embed_tables.py README.md docs/results.md``.
+"""Put a benchmark's tables into the pages that quote them: ``make tables``.
 
 A page names the sections it quotes between two comments, and what lies between them is replaced::
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_BLOCK = re.compile(r"<!-- tables: ([^|>]+?)((?: \| [^|>]+?)*) -->\n.*?<!-- end of tables -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- tables: ([^|>]+?)((?: \| [^|>]+?)*) -->\n(.*?)<!-- end of tables -->", re.DOTALL)
 
 
 def read_sections(markdown: str) -> dict[str, str]:
@@ -48,7 +48,7 @@ def embed(page: str, root: Path) -> str:
         quoted = "\n\n".join(_section(sections, name, path) for name in names or sections)
         return block[0].split("\n", 1)[0] + f"\n{quoted}\n<!-- end of tables -->"
 
-    return _BLOCK.sub(quote, page)
+    return BLOCK.sub(quote, page)
 
 
 def _section(sections: dict[str, str], name: str, path: str) -> str:

@@ -60,3 +60,11 @@ def test_quotes_everything_without_names(embed_tables, root):
 def test_names_a_section_that_is_not_there(embed_tables, root):
     with pytest.raises(SystemExit, match="has no section 'grid': it has weave, Costs, mean over 2 data sets, remarks"):
         embed_tables.embed(PAGE.format(names=" | grid"), root)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_pages_hold_their_tables(embed_tables, page):
+    text = (Path(__file__).parents[2] / page).read_text()
+    blocks = embed_tables.BLOCK.findall(text)
+    assert len(blocks) == text.count("<!-- tables:") == text.count("<!-- end of tables -->") == 2
+    assert all("| MixedTeacher | " in content and "\nCosts" in content for *_, content in blocks)
