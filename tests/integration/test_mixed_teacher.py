@@ -108,6 +108,17 @@ def test_checkpoint_brings_its_fusion_unless_overridden(trained):
     assert model.model.anomaly_map_generator.fusion == model.hparams["fusion"] == "standardized_sum"
 
 
+@pytest.mark.parametrize(("version", "fusion", "warned"), [
+    ("0.2.0", "standardized_sum", 1), ("0.2.0", "product", 0), ("0.3.0", "standardized_sum", 0),
+])  # fmt: skip
+def test_thresholds_of_another_scale_are_told(trained, caplog, version, fusion, warned):
+    checkpoint = torch.load(trained[1].best_model_path, weights_only=False)
+    checkpoint["anomalib_mixedteacher"]["version"] = version
+    checkpoint["hyper_parameters"]["fusion"] = fusion
+    MixedTeacher(fusion=fusion).on_load_checkpoint(checkpoint)
+    assert caplog.text.count("its thresholds do not fit until 'mixedteacher calibrate'") == warned
+
+
 def test_resumed_model_records_the_teachers_it_has(trained, build_model):
     checkpoint = torch.load(trained[1].best_model_path, weights_only=False)
     model = build_model(teacher_weights="imagenet")

@@ -94,7 +94,8 @@ def reference_coarse(teacher, student, image_size, fusion: str, sigma: float, me
             for index, layer in enumerate(layers["resnet"] + layers["efficientnet"]):
                 low, spread = (reference_upsample(good[index : index + 1], size)[0] for good in (mean, std))
                 fused[b] += np.maximum((layer[b] - low) / spread, 0) / 4
-    return gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
+    smooth = gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
+    return np.log(1 + smooth) if fusion == "standardized_sum" else smooth
 
 
 def test_loss_equals_reference(features):

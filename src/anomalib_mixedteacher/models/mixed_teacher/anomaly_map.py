@@ -39,7 +39,9 @@ class AnomalyMapGenerator(nn.Module):
     - ``"standardized_sum"``: the mean over all layers of ``max(0, (d - mean) / std)``, where ``d`` is a layer's
       distance map, and ``mean`` and ``std`` are those of good images at the same position. What is hard to imitate on
       every good image, as the padded border is, does not count then, and a teacher that sees a defect alone is heard.
-      The unit is a standard deviation.
+      Of the smoothed map, in standard deviations, ``log(1 + m)`` is taken: a gross defect exceeds good images a
+      hundred times as far as a fine one, and scaled by the highest value, as anomalib does, all others would look good.
+      The order of scores and positions stays as it is.
 
     The official code smooths along rows only, an effect of filtering a squeezed batch of one; here the Gaussian is
     two-dimensional for every fusion. It also fuses and smooths at the image's size; the norm of ``"product"`` then runs
@@ -162,10 +164,12 @@ class AnomalyMapGenerator(nn.Module):
         positions = [[t.shape[-2] * t.shape[-1] for t in maps] for maps in teacher.values()]
         fused = self.fuse(self.layer_maps(teacher, student, size), positions)
         if torch.compiler.is_compiling() or not torch.is_autocast_enabled(fused.device.type):
-            return self.smoothing(fused)
-        # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
-        with torch.autocast(fused.device.type, enabled=False):
-            return self.smoothing(fused)
+            smooth = self.smoothing(fused)
+        else:
+            # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
+            with torch.autocast(fused.device.type, enabled=False):
+                smooth = self.smoothing(fused)
+        return smooth.log1p() if self.fusion == "standardized_sum" else smooth
 
     def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the anomaly map.

@@ -1,7 +1,9 @@
 """MixedTeacher for anomalib's Engine and command line."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from anomalib.metrics import Evaluator
@@ -13,6 +15,8 @@ from anomalib_mixedteacher.components.distillation_module import DistillationMod
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, StudentInit
+
+logger = logging.getLogger(__name__)
 
 
 class MixedTeacher(DistillationModule, AnomalibModule):
@@ -116,6 +120,17 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         """Gather statistics of good images first: the thresholds found in validation depend on them."""
         if self.trainer.state.fn == "fit":
             self._update_good_statistics()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load what every model does, and say where thresholds do not fit the map any more."""
+        super().on_load_checkpoint(checkpoint)
+        version = checkpoint["anomalib_mixedteacher"].get("version", "")
+        if version.startswith("0.2.") and self.model.anomaly_map_generator.fusion == "standardized_sum":
+            logger.warning(
+                "This checkpoint is of version %s, whose maps had another scale: its thresholds do not fit until "
+                "'mixedteacher calibrate' or further training has found them again.",
+                version,
+            )
 
     @torch.no_grad()
     def _update_good_statistics(self) -> None:
