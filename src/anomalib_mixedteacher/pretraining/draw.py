@@ -17,6 +17,12 @@ class Draw:
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
+    def copy(self) -> "Draw":
+        """Give a draw that will make the same numbers as this one will."""
+        twin = Draw(0, self.device)
+        twin.generator.set_state(self.generator.get_state())
+        return twin
+
     def uniform(self, shape: int | tuple[int, ...], low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """Draw uniformly from ``[low, high)``; an ``int`` shape ``n`` gives ``(n, 1, 1)``, one number an image."""
         full = (shape, 1, 1) if isinstance(shape, int) else shape

@@ -18,11 +18,12 @@ from anomalib_mixedteacher.pretraining.scenes import Scenes
 _PURE = 0.9  # least share of a cell that its texture covers
 _DEFECT_AREA = 16.0  # pixels of a defect that make a cell defective, whatever the cell's size
 _CLEAN_AREA = 3.0  # pixels of a defect that a clean cell may have
+_CHANGE_SCALE = 0.1  # change of brightness up to which the residual is about linear; beyond, logarithmic
 
 
-def coverage(shares: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Average shares ``(B, H, W)`` over the cells of a feature map: ``(B, *size)``."""
-    return F.adaptive_avg_pool2d(shares[:, None], (size[0], size[1]))[:, 0]
+def coverage(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Average values ``(B, H, W)`` over the cells of a feature map: ``(B, *size)``."""
+    return F.adaptive_avg_pool2d(values[:, None], (size[0], size[1]))[:, 0]
 
 
 class Objective(nn.Module):
@@ -165,7 +166,38 @@ class DefectShare(Objective):
         return torch.stack(losses).mean()
 
 
-OBJECTIVES = ("identity", "contrast", "defect_contrast", "feature_contrast", "defect")
+class DefectResidual(Objective):
+    """What does a defect change in this cell, piece by piece? Nothing, on any clean surface.
+
+    As restoration methods ask it of a whole network (Zavrtanik et al. 2021, DRAEM), here of a linear head at each layer:
+    as many directions of the features as a cell has pieces must stay at rest on every good texture, and answer to
+    a defect. The loss is the share of the residual's energy that stays unexplained: 1 for a head that gives 0.
+
+    Args:
+        channels: Channels of each layer.
+        pieces: Pieces along a cell's side.
+    """
+
+    def __init__(self, channels: Sequence[int], pieces: int = 4) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.heads = nn.ModuleList(nn.Conv2d(c, pieces**2, kernel_size=1) for c in channels)
+
+    def forward(self, features: Sequence[torch.Tensor], scenes: Scenes, draw: Draw) -> torch.Tensor:
+        """See :class:`Objective`."""
+        del draw
+        grey = scenes.change.mean(dim=1)
+        losses = []
+        for head, feature in zip(self.heads, features, strict=True):
+            height, width = feature.shape[-2:]
+            change = coverage(grey, (self.pieces * height, self.pieces * width))[:, None] / _CHANGE_SCALE
+            target = F.pixel_unshuffle(change.sign() * change.abs().log1p(), self.pieces)
+            error = (head(feature) - target).square().mean()
+            losses.append(error / target.square().mean().clamp_min(1e-3))
+        return torch.stack(losses).mean()
+
+
+OBJECTIVES = ("identity", "contrast", "defect_contrast", "feature_contrast", "defect", "residual")
 
 
 def build_objective(name: str, channels: Sequence[int], textures: int) -> Objective:
@@ -189,6 +221,8 @@ def build_objective(name: str, channels: Sequence[int], textures: int) -> Object
         return LocalContrast(channels, dimensions=None, temperature=0.07)
     if name == "defect":
         return DefectShare(channels)
+    if name == "residual":
+        return DefectResidual(channels)
     msg = f"Unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)}."
     raise ConfigurationError(msg)
 

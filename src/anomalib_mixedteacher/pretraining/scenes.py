@@ -47,11 +47,13 @@ class Scenes:
         images: ``(B, 3, H, W)`` in ``[0, 1]``.
         identity: Number of the texture at each pixel, ``(B, H, W)``, within the run.
         defect: Share of a defect at each pixel, ``(B, H, W)`` in ``[0, 1]``.
+        change: What the defects change in the images, ``(B, 3, H, W)`` in ``[-1, 1]``; 0 where there are none.
     """
 
     images: torch.Tensor
     identity: torch.Tensor
     defect: torch.Tensor
+    change: torch.Tensor
 
 
 def colorize(fields: torch.Tensor, others: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -108,9 +110,12 @@ def draw_scenes(bank: Bank, batch: int, size: int, draw: Draw, light: float = 1.
     images = torch.lerp(scene, guests, region[:, None])
     inside = region > 0.5
     fillings = (_crop(bank, patch, size, draw), images.roll((size // 3, size // 2), dims=(-2, -1)))
+    clean = images
     images, defect = draw_defects(images, fillings, draw)
     identity = bank.first_identity + torch.where(inside, guest[:, None, None], base[:, None, None])
-    return Scenes(_photograph(images, draw, light), identity, defect)
+    clean = _photograph(clean, draw.copy(), light)  # under the very same light and noise
+    images = _photograph(images, draw, light)
+    return Scenes(images, identity, defect, change=images - clean)
 
 
 def _crop(bank: Bank, indices: torch.Tensor, size: int, draw: Draw) -> torch.Tensor:

@@ -11,10 +11,11 @@ from anomalib_mixedteacher.pretraining.objectives import OBJECTIVES, build_objec
 from anomalib_mixedteacher.pretraining.scenes import Scenes
 
 
-def make_scenes(identity, defect=None):
+def make_scenes(identity, defect=None, change=None):
     identity = torch.as_tensor(identity)
     defect = torch.zeros(identity.shape, dtype=torch.float64) if defect is None else torch.as_tensor(defect)
-    return Scenes(torch.rand(len(identity), 3, *identity.shape[1:]), identity, defect.double())
+    images = torch.rand(len(identity), 3, *identity.shape[1:], dtype=torch.float64)
+    return Scenes(images, identity, defect.double(), torch.zeros_like(images) if change is None else change)
 
 
 def halves(size=16):
@@ -144,6 +145,22 @@ def test_defect_share_is_a_cross_entropy_of_cells():
     target[0, 0, 0], target[1, 0, 0] = 1.0, 0.5
     expected = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
     torch.testing.assert_close(objective([features()], make_scenes(halves(32), defect), Draw(0)), expected)
+
+
+def test_residual_is_the_share_of_the_change_that_stays_unexplained():
+    torch.manual_seed(0)
+    objective = build_objective("residual", [6], 10).double()
+    change = torch.zeros(4, 3, 32, 32, dtype=torch.float64)
+    change[0, :, 2:4, 4:6] = torch.tensor([0.1, 0.2, 0.3])[
+        :, None, None
+    ]  # one piece of the first cell, of 2 x 2 pixels
+    change[1, :, 8:16, 24:] = -0.4  # a whole cell
+    target = torch.zeros(4, 16, 4, 4, dtype=torch.float64)
+    target[0, 1 * 4 + 2, 0, 0] = math.log(3)  # 1 + 0.2 / 0.1
+    target[1, :, 1, 3] = -math.log(5)
+    given = objective.heads[0](features())
+    expected = (given - target).square().sum() / target.square().sum()
+    torch.testing.assert_close(objective([features()], make_scenes(halves(32), change=change), Draw(0)), expected)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

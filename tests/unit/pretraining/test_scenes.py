@@ -42,6 +42,15 @@ def test_values_are_in_range():
         assert values.max() <= 1
 
 
+def test_change_is_what_the_defects_do_and_nothing_else():
+    scenes = draw_scenes(Bank.draw(8, 64, Draw(0)), 32, SIZE, Draw(0))
+    change = scenes.change.abs().amax(dim=1)
+    assert (change[scenes.defect == 0] == 0).all()  # light and noise, which differ from image to image, are not in it
+    assert (change.amax(dim=(1, 2)) > 0.02)[scenes.defect.amax(dim=(1, 2)) > 0.9].all()
+    assert ((scenes.images - scenes.change) >= 0).all()  # the image without its defects
+    assert ((scenes.images - scenes.change) <= 1).all()
+
+
 def test_each_texture_is_in_several_images():
     identity = draw_scenes(flat_bank(), 24, SIZE, Draw(0)).identity
     assert identity.min() >= 100
