@@ -169,9 +169,9 @@ class DefectShare(Objective):
 class DefectResidual(Objective):
     """What does a defect change in this cell, piece by piece? Nothing, on any clean surface.
 
-    As restoration methods ask it of a whole network (Zavrtanik et al. 2021, DRAEM), here of a linear head at each layer:
-    as many directions of the features as a cell has pieces must stay at rest on every good texture, and answer to
-    a defect. The loss is the share of the residual's energy that stays unexplained: 1 for a head that gives 0.
+    As restoration methods ask it of a whole network (Zavrtanik et al. 2021, DRAEM), here of a linear head at each
+    layer: as many directions of the features as a cell has pieces must stay at rest on every good texture, and answer
+    to a defect. The loss is the share of the residual's energy that stays unexplained: 1 for a head that gives 0.
 
     Args:
         channels: Channels of each layer.
