@@ -151,9 +151,7 @@ def test_residual_is_the_share_of_the_change_that_stays_unexplained():
     torch.manual_seed(0)
     objective = build_objective("residual", [6], 10).double()
     change = torch.zeros(4, 3, 32, 32, dtype=torch.float64)
-    change[0, :, 2:4, 4:6] = torch.tensor([0.1, 0.2, 0.3])[
-        :, None, None
-    ]  # one piece of the first cell
+    change[0, :, 2:4, 4:6] = torch.tensor([0.1, 0.2, 0.3])[:, None, None]  # one piece of the first cell
     change[1, :, 8:16, 24:] = -0.4  # a whole cell
     target = torch.zeros(4, 16, 4, 4, dtype=torch.float64)
     target[0, 1 * 4 + 2, 0, 0] = math.log(3)  # 1 + 0.2 / 0.1
