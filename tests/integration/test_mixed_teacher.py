@@ -109,7 +109,8 @@ def test_checkpoint_brings_its_fusion_unless_overridden(trained):
 
 
 @pytest.mark.parametrize(("version", "fusion", "warned"), [
-    ("0.2.0", "standardized_sum", 1), ("0.2.0", "product", 0), ("0.3.0", "standardized_sum", 0),
+    ("0.2.0", "standardized_sum", 1), ("0.2.0", "product", 0), ("0.3.0", "standardized_sum", 1),
+    ("0.4.0", "standardized_sum", 0),
 ])  # fmt: skip
 def test_thresholds_of_another_scale_are_told(trained, caplog, version, fusion, warned):
     checkpoint = torch.load(trained[1].best_model_path, weights_only=False)

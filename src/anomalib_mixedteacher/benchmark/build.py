@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_mixedteacher.benchmark.efficient_ad import SMALLEST_SIDE, OfflineEfficientAd
 from anomalib_mixedteacher.benchmark.peers import PEERS, build_peer, load_peer_teacher
-from anomalib_mixedteacher.components.distillation_module import TEACHER_STATISTICS_IMAGES
+from anomalib_mixedteacher.components.distillation_module import STATISTICS_IMAGES
 from anomalib_mixedteacher.components.training_data import sample_batches
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.plugin import MODELS, public
@@ -34,7 +34,7 @@ class _PeerTeacher(Callback):
         assert isinstance(pl_module, AnomalibModule)
         transform = cast("PreProcessor", pl_module.pre_processor).transform
         assert transform is not None
-        batches = sample_batches(cast("DataLoader", trainer.train_dataloader), TEACHER_STATISTICS_IMAGES)
+        batches = sample_batches(cast("DataLoader", trainer.train_dataloader), STATISTICS_IMAGES)
         images = torch.cat([transform(batch.image.to(pl_module.device)) for batch in batches])
         load_peer_teacher(pl_module, self.source, images)
 

@@ -40,7 +40,7 @@ from anomalib_mixedteacher.benchmark.speed import available_cores, processor_nam
 from anomalib_mixedteacher.benchmark.speed_models import prepare_data
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
 from anomalib_mixedteacher.components import distillation_module
-from anomalib_mixedteacher.components.distillation_module import TEACHER_STATISTICS_IMAGES
+from anomalib_mixedteacher.components.distillation_module import STATISTICS_IMAGES
 from anomalib_mixedteacher.components.heap import KeptHeap
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.training_data import sample_batches
@@ -204,7 +204,7 @@ def _train_officially(datamodule: AnomalibDataModule, settings: argparse.Namespa
     model = MixedTeacherModel()
     model.load_teachers(settings.teacher_weights)
     if settings.teacher_weights == "random":
-        images = torch.cat([transform(batch.image) for batch in sample_batches(loader, TEACHER_STATISTICS_IMAGES)])
+        images = torch.cat([transform(batch.image) for batch in sample_batches(loader, STATISTICS_IMAGES)])
         for teacher in model.teachers.values():
             teacher.set_normalization_statistics(images)
     return train_officially(model.to(settings.device), loader, transform, settings.epochs, both)

@@ -52,8 +52,7 @@ from anomalib_mixedteacher.plugin import MODELS
 logger = logging.getLogger(__name__)
 
 # Enough images: a statistic is a mean over all their positions. Of a teacher's channels, and of maps after each epoch.
-TEACHER_STATISTICS_IMAGES = 64
-STATISTICS_IMAGES = 16
+STATISTICS_IMAGES = 64
 
 # get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class DistillationModule(DistillationExport, _Base):
         if not self.model.teachers_loaded:
             self.model.load_teachers(self.teacher_weights)
             if self.teacher_weights == "random":
-                images = torch.cat([images for images, _ in self._good_images(TEACHER_STATISTICS_IMAGES)])
+                images = torch.cat([images for images, _ in self._good_images(STATISTICS_IMAGES)])
                 for teacher in self.model.teachers.values():
                     teacher.set_normalization_statistics(images)
         if self.feature_cache and (self._transform is not None or not self.pre_processor):
@@ -468,7 +467,7 @@ class DistillationModule(DistillationExport, _Base):
         """Compute features of a sample of the training images.
 
         Yields:
-            The teachers' and the students' feature maps of one batch after another, 16 images in all at most, the same
+            The teachers' and the students' feature maps of one batch after another, 64 images in all at most, the same
             at each call.
         """
         for images, paths in self._good_images(STATISTICS_IMAGES):

@@ -92,10 +92,10 @@ def reference_coarse(teacher, student, image_size, fusion: str, sigma: float, me
             fused[b] = m1[b] / (mean[0].mean() + mean[1].mean()) * m2[b] / (mean[2].mean() + mean[3].mean())
         else:
             for index, layer in enumerate(layers["resnet"] + layers["efficientnet"]):
-                low, spread = (reference_upsample(good[index : index + 1], size)[0] for good in (mean, std))
-                fused[b] += np.maximum((layer[b] - low) / spread, 0) / 4
-    smooth = gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
-    return np.log(1 + smooth) if fusion == "standardized_sum" else smooth
+                m, s = (reference_upsample(good[index : index + 1], size)[0] for good in (mean, std))
+                location, variance = np.log(m**2 / np.hypot(m, s)), np.log((m**2 + s**2) / m**2)
+                fused[b] += np.maximum((np.log(layer[b]) - location) / np.sqrt(variance), 0) / 4
+    return gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
 
 
 def test_loss_equals_reference(features):
@@ -165,8 +165,8 @@ def test_good_statistics_are_those_of_each_position(features):
         [np.concatenate([part[name][i] for part in parts]) for name in ("resnet", "efficientnet") for i in (0, 1)]
     )
     np.testing.assert_allclose(generator.good_mean.numpy(), maps.mean(axis=1), rtol=1e-9)
-    std = maps.std(axis=1)
-    expected = np.maximum(std, 0.05 * std.mean(axis=(1, 2), keepdims=True))
+    spread = maps.std(axis=1) / maps.mean(axis=1)
+    expected = maps.mean(axis=1) * np.maximum(spread, 0.5 * spread.mean(axis=(1, 2), keepdims=True))
     np.testing.assert_allclose(generator.good_std.numpy(), expected, rtol=1e-9)
 
 
@@ -175,6 +175,18 @@ def test_normalized_product_brings_good_maps_to_one(features):
     generator.set_good_statistics([features])
     for one, maps in zip(generator.good_mean.split(2), generator.layer_maps(*features, FINEST), strict=True):
         assert (sum(maps).mean() / one.mean(dim=(1, 2)).sum()).item() == pytest.approx(1, rel=1e-9)
+
+
+def test_standardized_sum_is_of_the_logarithms_of_good_images():
+    """For log-normal distances the moments' mean and spread are those of the logarithms."""
+    generator = AnomalyMapGenerator("standardized_sum", sigma=0, layers=(1, 1)).double()
+    location, spread = -3.0, 0.6
+    mean = math.exp(location + spread**2 / 2)
+    generator.good_mean = torch.full((2, 1, 1), mean, dtype=torch.float64)
+    generator.good_std = generator.good_mean * math.sqrt(math.exp(spread**2) - 1)
+    logarithms = location + spread * torch.linspace(-2, 3, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
+    fused = generator.fuse([[logarithms.exp()], [logarithms.exp()]], [[12], [12]])
+    torch.testing.assert_close(fused, ((logarithms - location) / spread).clamp(min=0), rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_hard_to_imitate_everywhere_is_no_anomaly(features):

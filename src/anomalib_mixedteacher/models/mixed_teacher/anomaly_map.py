@@ -19,7 +19,8 @@ Fusion = Literal["product", "sum", "normalized_product", "standardized_sum"]
 # Maps are fused and smoothed at a quarter of the image's size: the finest feature map in use has an eighth of it, and
 # full-size maps cost a tenth of the exported model's time (docs/edge.md).
 STRIDE = 4
-_LEAST_SHARE = 0.05  # of the mean over positions: a spread at least, lest a few good images divide by nearly 0
+_LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
+_LEAST_DISTANCE = 1e-6  # whose logarithm is finite; what features in float32 differ by in any case
 
 
 class AnomalyMapGenerator(nn.Module):
@@ -36,12 +37,13 @@ class AnomalyMapGenerator(nn.Module):
     - ``"sum"``: ``m_1 + m_2``.
     - ``"normalized_product"``: ``m_1 * m_2``, each divided by its mean on good images. On a good position a factor is
       about 1, so the fused map has the same scale for every data set and every training run.
-    - ``"standardized_sum"``: the mean over all layers of ``max(0, (d - mean) / std)``, where ``d`` is a layer's
-      distance map, and ``mean`` and ``std`` are those of good images at the same position. What is hard to imitate on
-      every good image, as the padded border is, does not count then, and a teacher that sees a defect alone is heard.
-      Of the smoothed map, in standard deviations, ``log(1 + m)`` is taken: a gross defect exceeds good images a
-      hundred times as far as a fine one, and scaled by the highest value, as anomalib does, all others would look good.
-      The order of scores and positions stays as it is.
+    - ``"standardized_sum"``: the mean over all layers of ``max(0, (ln d - mu) / s)``, where ``d`` is a layer's distance
+      map, and ``mu`` and ``s`` are mean and standard deviation of ``ln d`` on good images at the same position, derived
+      from the moments of ``d`` there as for a log-normal distribution. What is hard to imitate on every good image, as
+      the padded border is, does not count then, and a teacher that sees a defect alone is heard. Logarithms, since
+      distances are positive and skewed: without them a few good images far out hide defects at their position, and
+      a gross defect, a hundred times as far out as a fine one, makes that one look good where scores are scaled by
+      the highest.
 
     The official code smooths along rows only, an effect of filtering a squeezed batch of one; here the Gaussian is
     two-dimensional for every fusion. It also fuses and smooths at the image's size; the norm of ``"product"`` then runs
@@ -72,9 +74,8 @@ class AnomalyMapGenerator(nn.Module):
         self.smoothing = gaussian_smoothing(sigma / STRIDE)
         self.layers = tuple(layers)
         # Of each layer, those of the ResNet first, at the positions of the finest feature map. Until they are known
-        # they change nothing.
-        nothing = 0.0 if fusion == "standardized_sum" else 1.0
-        self.register_buffer("good_mean", torch.full((sum(layers), 1, 1), nothing))
+        # they are the same everywhere.
+        self.register_buffer("good_mean", torch.ones(sum(layers), 1, 1))
         self.register_buffer("good_std", torch.ones(sum(layers), 1, 1))
 
     @property
@@ -100,9 +101,11 @@ class AnomalyMapGenerator(nn.Module):
             size = size or max((maps[0].shape[-2], maps[0].shape[-1]) for maps in teacher.values())
             parts.append(torch.cat(list(chain(*self.layer_maps(teacher, student, size))), dim=1))
         maps = torch.cat(parts)
-        std = maps.std(dim=0, correction=0)
-        self.good_mean = maps.mean(dim=0).to(self.good_mean)
-        self.good_std = std.clamp(min=_LEAST_SHARE * std.mean(dim=(1, 2), keepdim=True)).to(self.good_std)
+        std, mean = torch.std_mean(maps, dim=0, correction=0)
+        mean = mean.clamp(min=_LEAST_DISTANCE)
+        spread = std / mean
+        spread = spread.clamp(min=_LEAST_SHARE * spread.mean(dim=(1, 2), keepdim=True))
+        self.good_mean, self.good_std = mean.to(self.good_mean), (spread * mean).to(self.good_std)
 
     def layer_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> list[list[torch.Tensor]]:
         """Compute each layer's distance map.
@@ -135,8 +138,9 @@ class AnomalyMapGenerator(nn.Module):
         """
         if self.fusion == "standardized_sum":
             maps = torch.cat(list(chain(*layers)), dim=1)
-            mean, std = (_resized(good, maps.shape[-2:]) for good in (self.good_mean, self.good_std))
-            return ((maps - mean) / std).clamp(min=0).mean(dim=1, keepdim=True)
+            # resized before the logarithm, as the distances are: after it, steep borders would not cancel
+            mean, std = _log_normal(*(_resized(good, maps.shape[-2:]) for good in (self.good_mean, self.good_std)))
+            return ((_log(maps) - mean) / std).clamp(min=0).mean(dim=1, keepdim=True)
         if self.fusion == "product":
             layers = [[m / n for m, n in zip(*pair, strict=True)] for pair in zip(layers, positions, strict=True)]
         resnet, efficientnet = (torch.stack(maps).sum(dim=0) for maps in layers)
@@ -164,12 +168,10 @@ class AnomalyMapGenerator(nn.Module):
         positions = [[t.shape[-2] * t.shape[-1] for t in maps] for maps in teacher.values()]
         fused = self.fuse(self.layer_maps(teacher, student, size), positions)
         if torch.compiler.is_compiling() or not torch.is_autocast_enabled(fused.device.type):
-            smooth = self.smoothing(fused)
-        else:
-            # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
-            with torch.autocast(fused.device.type, enabled=False):
-                smooth = self.smoothing(fused)
-        return smooth.log1p() if self.fusion == "standardized_sum" else smooth
+            return self.smoothing(fused)
+        # A mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity.
+        with torch.autocast(fused.device.type, enabled=False):
+            return self.smoothing(fused)
 
     def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the anomaly map.
@@ -194,6 +196,16 @@ class AnomalyMapGenerator(nn.Module):
             if key in state_dict:
                 setattr(self, name, torch.empty_like(getattr(self, name)).resize_(state_dict[key].shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _log(distances: torch.Tensor) -> torch.Tensor:
+    return distances.clamp(min=_LEAST_DISTANCE).log()
+
+
+def _log_normal(mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of ``ln d`` for a log-normal ``d`` of given mean and standard deviation."""
+    variance = (std / mean.clamp(min=_LEAST_DISTANCE)).square().log1p()
+    return _log(mean) - variance / 2, variance.sqrt()
 
 
 def _resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

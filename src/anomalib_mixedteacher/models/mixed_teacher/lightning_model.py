@@ -125,7 +125,7 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         """Load what every model does, and say where thresholds do not fit the map any more."""
         super().on_load_checkpoint(checkpoint)
         version = checkpoint["anomalib_mixedteacher"].get("version", "")
-        if version.startswith("0.2.") and self.model.anomaly_map_generator.fusion == "standardized_sum":
+        if version.startswith(("0.2.", "0.3.")) and self.model.anomaly_map_generator.fusion == "standardized_sum":
             logger.warning(
                 "This checkpoint is of version %s, whose maps had another scale: its thresholds do not fit until "
                 "'mixedteacher calibrate' or further training has found them again.",
