@@ -1,10 +1,18 @@
 """Probe of teachers: distances by brute force, and a student that learns."""
 
 import torch
+from torch.nn import BatchNorm2d
 
-from anomalib_mixedteacher.benchmark.distill import distance_maps, distill
-from anomalib_mixedteacher.benchmark.probe import describe, nearest_distance, nearest_neighbour_maps, score
+from anomalib_mixedteacher.benchmark.distill import distill
+from anomalib_mixedteacher.benchmark.probe import (
+    describe,
+    distilled_maps,
+    nearest_distance,
+    nearest_neighbour_maps,
+    score,
+)
 from anomalib_mixedteacher.components import Teacher
+from anomalib_mixedteacher.components.distance import normalized_distance
 
 
 def make_teacher(folder):
@@ -40,5 +48,25 @@ def test_good_images_are_near_themselves(teacher_folder, datamodule):
 def test_distilled_student_comes_close_on_what_it_saw(teacher_folder, images):
     teacher = make_teacher(teacher_folder)
     images = images[:3].repeat(6, 1, 1, 1)
-    losses = [distance_maps(teacher, distill(teacher, images, epochs), images).mean().item() for epochs in (1, 30)]
-    assert losses[1] < 0.5 * losses[0]
+
+    def loss(epochs):
+        student = distill(teacher, images, epochs)
+        pairs = zip(teacher(images), student(images), strict=True)
+        return sum(normalized_distance(t, s).mean().item() for t, s in pairs)
+
+    assert loss(30) < 0.5 * loss(1)
+
+
+def test_batch_normalisation_learns_in_the_first_epoch_only(teacher_folder, images):
+    student, longer = (distill(make_teacher(teacher_folder), images.repeat(4, 1, 1, 1), epochs) for epochs in (1, 3))
+    counts = {int(m.num_batches_tracked) for s in (student, longer) for m in s.modules() if isinstance(m, BatchNorm2d)}
+    assert counts == {2}
+
+
+def test_what_a_student_did_not_see_stands_out(teacher_folder, datamodule):
+    datamodule.setup()
+    maps = distilled_maps(make_teacher(teacher_folder), datamodule.train_data, 64, epochs=20)
+    predictions = score(maps, datamodule.test_data, 64)
+    assert predictions.maps.shape == (len(datamodule.test_data), 64, 64)
+    good, bad = (predictions.scores[predictions.labels == label] for label in (0, 1))
+    assert bad.mean() > good.mean()

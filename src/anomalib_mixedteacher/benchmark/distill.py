@@ -1,5 +1,7 @@
 """One teacher distilled into its student, without the other: what a teacher is worth in MixedTeacher, in minutes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.optim import Adam
@@ -8,7 +10,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.upsampling import bilinear_upsample
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import ReducedResNet
 
 LEARNING_RATE = 4e-4  # MixedTeacher's recipe: one cycle with a peak of ten times this
@@ -22,7 +24,7 @@ def build_student(teacher: Teacher) -> nn.Module:
 
 
 def distill(teacher: Teacher, images: torch.Tensor, epochs: int, seed: int = 0) -> nn.Module:
-    """Train a student on good images, with MixedTeacher's loss and schedule.
+    """Train a student on good images, with MixedTeacher's loss and schedule, and batch normalisation frozen as there.
 
     The teacher sees each image once: nothing is augmented, so its features are kept.
 
@@ -43,7 +45,11 @@ def distill(teacher: Teacher, images: torch.Tensor, epochs: int, seed: int = 0) 
     optimizer = Adam(student.parameters(), lr=LEARNING_RATE)
     schedule = OneCycleLR(optimizer, max_lr=10 * LEARNING_RATE, total_steps=epochs * batches)
     student.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if epoch == 1:
+            for module in student.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         for chosen in torch.randperm(len(images))[: batches * _BATCH].split(_BATCH):
             features = student(images[chosen].contiguous(memory_format=torch.channels_last))
             pairs = zip(layers, features, strict=True)
@@ -56,19 +62,25 @@ def distill(teacher: Teacher, images: torch.Tensor, epochs: int, seed: int = 0) 
 
 
 @torch.no_grad()
-def distance_maps(teacher: Teacher, student: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Sum the layers' distances, upsampled to the image.
+def standardized_maps(
+    teacher: Teacher, student: nn.Module, good: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Compare distances with those of good images at the same position, as MixedTeacher does by default.
 
     Args:
         teacher: A loaded teacher.
         student: Its trained student.
-        images: Normalised images ``(B, 3, H, W)``.
+        good: Normalised good images ``(N, 3, H, W)``.
 
     Returns:
-        Maps ``(B, 1, H, W)``, not smoothed.
+        Function from normalised images ``(B, 3, H, W)`` to maps ``(B, 1, H / 4, W / 4)``, not smoothed.
     """
-    distances = [
-        bilinear_upsample(normalized_distance(t, s)[:, None], (images.shape[-2], images.shape[-1]))
-        for t, s in zip(teacher(images), student(images), strict=True)
-    ]
-    return torch.stack(distances).sum(dim=0)
+    generator = AnomalyMapGenerator("standardized_sum", sigma=0, layers=(len(teacher.extractor.out_indices),))
+    generator.set_good_statistics(({"one": teacher(x)}, {"one": student(x)}) for x in good.split(_BATCH))
+
+    @torch.no_grad()
+    def maps(images: torch.Tensor) -> torch.Tensor:
+        size = (images.shape[-2], images.shape[-1])
+        return generator.coarse({"one": teacher(images)}, {"one": student(images)}, size)
+
+    return maps

@@ -8,14 +8,13 @@ Run ``python -m anomalib_mixedteacher.benchmark.probe --help``.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from anomalib.data import AnomalibDataset
 from torch.nn import functional as F
 
 from anomalib_mixedteacher import MagneticTile
-from anomalib_mixedteacher.benchmark.distill import distance_maps, distill
+from anomalib_mixedteacher.benchmark.distill import distill, standardized_maps
 from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
@@ -82,9 +81,9 @@ def nearest_neighbour_maps(teacher: Teacher, train: AnomalibDataset, image_size:
 
 
 def distilled_maps(teacher: Teacher, train: AnomalibDataset, image_size: int, epochs: int) -> MapFunction:
-    """Distil a student on good images, and measure its distance to the teacher; see :mod:`.distill`."""
+    """Distil a student on good images, and compare its distances with those on good images; see :mod:`.distill`."""
     images = torch.cat([batch for batch, _, _ in _batches(train, image_size)])
-    return partial(distance_maps, teacher, distill(teacher, images, epochs))
+    return standardized_maps(teacher, distill(teacher, images, epochs), images)
 
 
 def score(maps: MapFunction, test: AnomalibDataset, image_size: int) -> Predictions:
