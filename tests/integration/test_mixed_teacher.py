@@ -15,6 +15,7 @@ from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Normalize
@@ -301,6 +302,25 @@ def test_teachers_see_each_image_once(build_model, datamodule, tmp_path):
         assert sum(seen) == (8 + validation if cache else 3 * (8 + 8 + validation))
         losses[cache] = engine.trainer.callback_metrics["train_loss_epoch"].item()
     assert losses[100] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("arguments", "counts"), [
+    ({"max_epochs": 2}, [16, 64]),
+    ({"max_epochs": 5, "max_steps": 1}, [64]),
+    ({"max_epochs": 2, "callbacks": [EarlyStopping("val_loss", patience=1)]}, [64, 64]),
+    ({"max_epochs": 2, "callbacks": [EarlyStopping("val_loss", patience=2)]}, [16, 64]),
+    ({"max_epochs": 2, "callbacks": [EarlyStopping("val_loss", stopping_threshold=0.0)]}, [64, 64]),
+    ({"max_epochs": 2, "limit_val_batches": 0}, [16, 64]),
+])  # fmt: skip
+def test_last_statistics_are_of_more_images(tiny_model, datamodule, tmp_path, monkeypatch, arguments, counts):
+    found = []
+    good_features = MixedTeacher.good_features
+    monkeypatch.setattr(
+        MixedTeacher, "good_features", lambda self, count: found.append(count) or good_features(self, count)
+    )
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, **arguments)
+    engine.fit(model=tiny_model, datamodule=datamodule)
+    assert found == counts
 
 
 def test_mixed_precision_gives_no_nan(tiny_model, datamodule, tmp_path):

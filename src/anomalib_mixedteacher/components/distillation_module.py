@@ -51,8 +51,8 @@ from anomalib_mixedteacher.plugin import MODELS
 
 logger = logging.getLogger(__name__)
 
-# Enough images: a statistic is a mean over all their positions. Of a teacher's channels, and of maps after each epoch.
-STATISTICS_IMAGES = 64
+STATISTICS_IMAGES = 64  # enough for the moments of a teacher's channels, and of distances position by position
+PROVISIONAL_IMAGES = 16  # enough where a statistic is a mean over all positions, or another epoch follows
 
 # get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
 if TYPE_CHECKING:
@@ -463,20 +463,30 @@ class DistillationModule(DistillationExport, _Base):
         """Leave the teachers' features and the images out of copies and pickles."""
         return {**super().__getstate__(), "_cached_teachers": None, "_kept_images": None}
 
-    def good_features(self) -> Iterator[tuple[Features, Features]]:
+    def good_features(self, count: int) -> Iterator[tuple[Features, Features]]:
         """Compute features of a sample of the training images.
 
+        Args:
+            count: Number of images at most.
+
         Yields:
-            The teachers' and the students' feature maps of one batch after another, 64 images in all at most, the same
-            at each call.
+            The teachers' and the students' feature maps of one batch after another, of the same images at each call.
         """
-        for images, paths in self._good_images(STATISTICS_IMAGES):
+        for images, paths in self._good_images(count):
             yield self.both_features(images, paths)
 
     def _good_images(self, count: int) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
         for batch in sample_batches(cast("DataLoader", self.trainer.train_dataloader), count):
             images = batch.image.to(self.device)
             yield self._transform(images) if self._transform else images, _paths(batch)
+
+    @property
+    def may_end_here(self) -> bool:
+        """Whether this epoch may be the training's last one, as far as can be known when it ends."""
+        trainer = self.trainer
+        callbacks = cast("list[Callback]", trainer.callbacks)  # type: ignore[attr-defined]
+        open_end = trainer.max_steps > 0 or any(isinstance(c, Timer) or _may_stop(c) for c in callbacks)
+        return open_end or not 0 <= self.current_epoch + 1 < (trainer.max_epochs or 0)
 
     @property
     def _datamodule(self) -> AnomalibDataModule | None:
@@ -502,6 +512,14 @@ class DistillationModule(DistillationExport, _Base):
         if repr(getattr(dataset, "augmentations", None)) != repr(ours) or not hasattr(dataset, "samples"):
             return {}
         return digest_files(list(dataset.samples.image_path))
+
+
+def _may_stop(callback: Callback) -> bool:
+    """Whether the next validation may end the training."""
+    if not isinstance(callback, EarlyStopping):
+        return False
+    limits = (callback.stopping_threshold, callback.divergence_threshold)
+    return callback.wait_count + 1 >= callback.patience or any(limit is not None for limit in limits)
 
 
 class _OwnStop(EarlyStopping):

@@ -11,7 +11,11 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_module import DistillationModule
+from anomalib_mixedteacher.components.distillation_module import (
+    PROVISIONAL_IMAGES,
+    STATISTICS_IMAGES,
+    DistillationModule,
+)
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, StudentInit
@@ -138,7 +142,8 @@ class MixedTeacher(DistillationModule, AnomalibModule):
             return
         training = [m for m in self.model.students.modules() if m.training]
         self.model.students.eval()
-        self.model.anomaly_map_generator.set_good_statistics(self.good_features())
+        count = STATISTICS_IMAGES if self.may_end_here else PROVISIONAL_IMAGES
+        self.model.anomaly_map_generator.set_good_statistics(self.good_features(count))
         for module in training:
             module.training = True
         self._statistics_step = self.global_step

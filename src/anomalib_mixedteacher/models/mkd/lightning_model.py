@@ -9,7 +9,7 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_module import DistillationModule
+from anomalib_mixedteacher.components.distillation_module import PROVISIONAL_IMAGES, DistillationModule
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss
 from anomalib_mixedteacher.models.mkd.torch_model import Cloner, Localization, MkdModel
@@ -109,7 +109,7 @@ class Mkd(DistillationModule, AnomalibModule):
             # computed as the first step will see the cloner, whose statistics are then put back
             untrained = {name: value.clone() for name, value in self.model.students.state_dict().items()}
             with torch.no_grad():
-                self.loss.set_direction_weight(self.good_features())
+                self.loss.set_direction_weight(self.good_features(PROVISIONAL_IMAGES))
             self.model.students.load_state_dict(untrained)
 
     def configure_optimizers(self) -> Any:
