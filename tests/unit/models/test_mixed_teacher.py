@@ -222,6 +222,13 @@ def test_positions_where_good_images_are_equal_do_not_divide_by_zero(features):
     assert generator(teacher, student, (64, 96)).isfinite().all()
 
 
+def test_a_single_good_image_gives_finite_maps(features):
+    one = [{name: [f[:1] for f in maps] for name, maps in x.items()} for x in features]
+    generator = AnomalyMapGenerator("standardized_sum").double()
+    generator.set_good_statistics([one])
+    assert generator(*features, (64, 96)).isfinite().all()
+
+
 def test_good_statistics_of_images_of_several_sizes(features):
     generator = AnomalyMapGenerator("standardized_sum").double()
     larger = tuple({n: [F.interpolate(f, scale_factor=2) for f in maps] for n, maps in x.items()} for x in features)

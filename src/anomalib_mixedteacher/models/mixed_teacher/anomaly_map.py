@@ -20,6 +20,7 @@ Fusion = Literal["product", "sum", "normalized_product", "standardized_sum"]
 # full-size maps cost a tenth of the exported model's time (docs/edge.md).
 STRIDE = 4
 _LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
+_LEAST_SPREAD = 0.01  # of the mean at a position, for a single good image or copies of one
 _LEAST_DISTANCE = 1e-6  # whose logarithm is finite; what features in float32 differ by in any case
 
 
@@ -104,8 +105,9 @@ class AnomalyMapGenerator(nn.Module):
         std, mean = torch.std_mean(maps, dim=0, correction=0)
         mean = mean.clamp(min=_LEAST_DISTANCE)
         spread = std / mean
-        spread = spread.clamp(min=_LEAST_SHARE * spread.mean(dim=(1, 2), keepdim=True))
-        self.good_mean, self.good_std = mean.to(self.good_mean), (spread * mean).to(self.good_std)
+        least = (_LEAST_SHARE * spread.mean(dim=(1, 2), keepdim=True)).clamp(min=_LEAST_SPREAD)
+        self.good_mean = mean.to(self.good_mean)
+        self.good_std = (mean * torch.maximum(spread, least)).to(self.good_std)
 
     def layer_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> list[list[torch.Tensor]]:
         """Compute each layer's distance map.
