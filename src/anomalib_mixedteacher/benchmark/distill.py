@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.teacher import Teacher, freeze_normalization_statistics
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import ReducedResNet
 
@@ -47,9 +47,7 @@ def distill(teacher: Teacher, images: torch.Tensor, epochs: int, seed: int = 0) 
     student.train()
     for epoch in range(epochs):
         if epoch == 1:
-            for module in student.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            freeze_normalization_statistics(student)
         for chosen in torch.randperm(len(images))[: batches * _BATCH].split(_BATCH):
             features = student(images[chosen].contiguous(memory_format=torch.channels_last))
             pairs = zip(layers, features, strict=True)

@@ -17,7 +17,6 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
-from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -44,6 +43,7 @@ from anomalib_mixedteacher.components.speedups import (
     suits_channels_last,
     suits_fused_adam,
 )
+from anomalib_mixedteacher.components.teacher import freeze_normalization_statistics
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_batches, training_fingerprint
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import ConfigurationError
@@ -210,9 +210,7 @@ class DistillationModule(DistillationExport, _Base):
     def on_train_epoch_start(self) -> None:
         """Freeze batch normalisation where asked for."""
         if self.freeze_bn_after_first_epoch and self.current_epoch > 0:
-            for module in self.model.students.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            freeze_normalization_statistics(self.model.students)
 
     def on_train_end(self) -> None:
         """Release the teachers' features."""

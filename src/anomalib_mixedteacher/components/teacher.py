@@ -117,6 +117,13 @@ def set_normalization_statistics(net: nn.Module, images: torch.Tensor) -> None:
         norm.training = False
 
 
+def freeze_normalization_statistics(net: nn.Module) -> None:
+    """Keep the running statistics of every batch normalisation of a network in training, and judge with them."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def _note_loaded(module: nn.Module, incompatible_keys: Any) -> None:
     del incompatible_keys
     if isinstance(module, Teacher):
