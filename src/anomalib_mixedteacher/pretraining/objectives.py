@@ -18,7 +18,8 @@ from anomalib_mixedteacher.pretraining.scenes import Scenes
 _PURE = 0.9  # least share of a cell that its texture covers
 _DEFECT_AREA = 16.0  # pixels of a defect that make a cell defective, whatever the cell's size
 _CLEAN_AREA = 3.0  # pixels of a defect that a clean cell may have
-_CHANGE_SCALE = 0.1  # change of brightness up to which the residual is about linear; beyond, logarithmic
+_RATIO_SCALE = 0.1  # logarithm of a ratio of brightnesses up to which the residual is about linear
+_DARK = 0.05  # added to brightness, so that noise in the dark is no change
 
 
 def coverage(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -171,7 +172,8 @@ class DefectResidual(Objective):
 
     As restoration methods ask it of a whole network (Zavrtanik et al. 2021, DRAEM), here of a linear head at each
     layer: as many directions of the features as a cell has pieces must stay at rest on every good texture, and answer
-    to a defect. The loss is the share of the residual's energy that stays unexplained: 1 for a head that gives 0.
+    to a defect. The residual is a ratio of brightnesses, so that a dark exposure counts as much as a bright one. The
+    loss is the share of its energy that stays unexplained: 1 for a head that gives 0.
 
     Args:
         channels: Channels of each layer.
@@ -186,11 +188,12 @@ class DefectResidual(Objective):
     def forward(self, features: Sequence[torch.Tensor], scenes: Scenes, draw: Draw) -> torch.Tensor:
         """See :class:`Objective`."""
         del draw
-        grey = scenes.change.mean(dim=1)
+        after = scenes.images.mean(dim=1) + _DARK
+        ratio = (after / (after - scenes.change.mean(dim=1))).log() / _RATIO_SCALE
         losses = []
         for head, feature in zip(self.heads, features, strict=True):
             height, width = feature.shape[-2:]
-            change = coverage(grey, (self.pieces * height, self.pieces * width))[:, None] / _CHANGE_SCALE
+            change = coverage(ratio, (self.pieces * height, self.pieces * width))[:, None]
             target = F.pixel_unshuffle(change.sign() * change.abs().log1p(), self.pieces)
             error = (head(feature) - target).square().mean()
             losses.append(error / target.square().mean().clamp_min(1e-3))

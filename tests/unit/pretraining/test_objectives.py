@@ -153,12 +153,33 @@ def test_residual_is_the_share_of_the_change_that_stays_unexplained():
     change = torch.zeros(4, 3, 32, 32, dtype=torch.float64)
     change[0, :, 2:4, 4:6] = torch.tensor([0.1, 0.2, 0.3])[:, None, None]  # one piece of the first cell
     change[1, :, 8:16, 24:] = -0.4  # a whole cell
+    scenes = make_scenes(halves(32), change=change)
+    scenes.images = (0.5 + change).to(torch.float64)
     target = torch.zeros(4, 16, 4, 4, dtype=torch.float64)
-    target[0, 1 * 4 + 2, 0, 0] = math.log(3)  # 1 + 0.2 / 0.1
-    target[1, :, 1, 3] = -math.log(5)
+    # sign and log(1 + |log((after + 0.05) / (before + 0.05))| / 0.1)
+    target[0, 1 * 4 + 2, 0, 0] = math.log1p(math.log(0.75 / 0.55) / 0.1)
+    target[1, :, 1, 3] = -math.log1p(math.log(0.55 / 0.15) / 0.1)
     given = objective.heads[0](features())
     expected = (given - target).square().sum() / target.square().sum()
-    torch.testing.assert_close(objective([features()], make_scenes(halves(32), change=change), Draw(0)), expected)
+    torch.testing.assert_close(objective([features()], scenes, Draw(0)), expected)
+
+
+def test_residual_is_relative_to_the_light():
+    # one surface with one defect, in a dark and in a bright exposure
+    torch.manual_seed(0)
+    objective = build_objective("residual", [6], 10).double()
+    clean = torch.full((4, 3, 32, 32), 0.8, dtype=torch.float64)
+    after = clean.clone()
+    after[:, :, :16] = 0.2
+
+    def loss(gain):
+        # brightness as the objective sees it, so that only the gain differs
+        images = gain * (after + 0.05) - 0.05
+        scenes = make_scenes(halves(32), change=images - (gain * (clean + 0.05) - 0.05))
+        scenes.images = images
+        return objective([features()], scenes, Draw(0))
+
+    torch.testing.assert_close(loss(0.4), loss(1.0))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -156,6 +156,19 @@ def test_another_generator_a_damaged_state_and_a_missing_device_are_refused(tmp_
     assert "The device 'nonsense' cannot be used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_half_precision_only_where_the_processor_computes_in_it(monkeypatch, present):
+    # without the instructions bfloat16 is emulated, and a step takes ten times as long
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": present})
+    pretrainer = Pretrainer(recipe(backbones=("resnet18", "efficientnet_b0")))
+    seen = {}
+    for name, branch in pretrainer.branches.items():
+        convolution = next(m for m in branch.modules() if isinstance(m, torch.nn.Conv2d))
+        convolution.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.dtype}))
+    pretrainer.train_step()
+    assert seen == {"resnet18": torch.bfloat16 if present else torch.float32, "efficientnet_b0": torch.float32}
+
+
 def test_pretraining_does_not_import_anomalib():
     code = "import sys, anomalib_mixedteacher.pretraining.__main__; print('anomalib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
