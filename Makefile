@@ -14,8 +14,9 @@ export MALLOC_TOP_PAD_ = 500000000
 demo: $(INSTALLED)
 	$(BIN)/python -m anomalib_mixedteacher.demo --output demo
 
+# Two files of tests at a time, each on one core: training tiny models gains little from a second one.
 test: lint
-	$(BIN)/python -m pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
