@@ -1,7 +1,8 @@
 """The package's own command: ``mixedteacher train|test|predict|export|calibrate|benchmark|report``.
 
-The first four take the same arguments and configuration files as anomalib's commands, with two differences: only the
-parser of the command at hand is built, and an error made by the user ends in its one sentence instead of a traceback.
+The first four take the same arguments and configuration files as anomalib's commands, with four differences: only the
+parser of the command at hand is built, an error made by the user ends in its one sentence instead of a traceback,
+``--seed_everything`` is heard, and data without a seed is split alike by all commands.
 ``predict`` followed by an exported model rather than by an option needs no anomalib, and does not load it.
 """
 
@@ -129,6 +130,10 @@ def _run(command: str, args: list[str]) -> None:
             parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
             return parser
 
+        def before_instantiate_classes(self) -> None:
+            super().before_instantiate_classes()
+            _seed(self.config[command])
+
         def instantiate_engine(self) -> None:
             super().instantiate_engine()
             self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign]
@@ -136,6 +141,21 @@ def _run(command: str, args: list[str]) -> None:
     plugin.register()
     configure_logger()
     OneCommandCLI(args)
+
+
+def _seed(config: Any) -> None:
+    """Do what anomalib's ``--seed_everything`` says, and give data that is split at random the seed 0.
+
+    Without one, data would be split anew by each command, and a model tested on images that it was trained on.
+    """
+    seed = config.get("seed_everything")
+    if isinstance(seed, int) and not isinstance(seed, bool):  # True, anomalib's default, stands for any seed
+        from lightning import seed_everything
+
+        seed_everything(seed, workers=True)
+    arguments = getattr(config.get("data"), "init_args", None)
+    if arguments is not None and "seed" in arguments and arguments["seed"] is None:
+        arguments["seed"] = 0
 
 
 def _train(engine: Any, test_dataloaders: Any = None, **arguments: Any) -> Any:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from anomalib.cli import AnomalibCLI
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_mixedteacher.cli import COMMANDS, _with_own_defaults, main
 from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
@@ -90,6 +92,40 @@ def test_train_test_predict_export(image_folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(exported), str(image), "--no-cache"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == str(image)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Command lines whose classes were made, and that were not run."""
+    lines = []
+    monkeypatch.setattr(AnomalibCLI, "_run_subcommand", lambda self: lines.append(self))
+    return lines
+
+
+def test_seed_everything_seeds_the_weights(image_folder, tmp_path, parsed):
+    # anomalib 2.7 takes the option and does nothing with it
+    arguments = ["train", *folder_arguments(image_folder, tmp_path), "--model.teacher_weights=random"]
+    for seed in ([], ["--seed_everything=0"], ["--seed_everything=0"], ["--seed_everything=1"]):
+        torch.manual_seed(1234 + len(parsed))  # what happened before in this process
+        assert main([*arguments, *seed]) == 0
+    unseeded, first, again, other = (
+        torch.cat([p.detach().flatten() for p in line.model.model.students.parameters()]) for line in parsed
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, unseeded)
+
+
+def test_all_commands_see_the_same_split(image_folder, tmp_path, parsed):
+    # anomalib's Folder draws anew where no seed is given: a later test would judge images that were trained on
+    arguments = [a for a in folder_arguments(image_folder, tmp_path) if "normal_test_dir" not in a]
+    for index, line in enumerate((["train"], ["test"], ["export", "--export_type=onnx"], ["train", "--data.seed=5"])):
+        torch.manual_seed(index)
+        assert main([*line, *arguments]) == 0
+        parsed[-1].datamodule.setup(TrainerFn.FITTING)
+    trained, tested, exported, other = (sorted(line.datamodule.train_data.samples.image_path) for line in parsed)
+    assert trained == tested == exported
+    assert trained != other
 
 
 def test_export_has_its_own_limit_to_what_may_be_lost():
