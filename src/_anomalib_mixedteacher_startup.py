@@ -2,7 +2,8 @@
 
 A module of its own rather than one of the package's, whose ``__init__`` would have to be loaded as well. It imports
 nothing that the interpreter has not loaded already, and waits: when ``anomalib.models`` has been imported, the
-plugin registers the package's models. ``ANOMALIB_MIXEDTEACHER_PLUGIN=0`` in the environment switches it off.
+plugin registers the package's models; when ``anomalib.data`` has, which is all that a data loader's own process
+imports, its data sets read 16-bit images. ``ANOMALIB_MIXEDTEACHER_PLUGIN=0`` in the environment switches it off.
 """
 
 import sys
@@ -17,27 +18,28 @@ if TYPE_CHECKING:
     from typing import Any
 
 PACKAGE = "anomalib_mixedteacher"
-TRIGGER = "anomalib.models"
+TRIGGERS = {"anomalib.models": "register", "anomalib.data": "read_sixteen_bits"}  # module -> function of the plugin
 
 
 class _Registration:
-    """Registers the models behind the trigger, but not while a module of the package is being executed.
+    """Calls the plugin behind a trigger, but not while a module of the package is being executed.
 
-    That one may be what imported the trigger, and the models may need it: it is not complete yet.
+    That one may be what imported the trigger, and the plugin may need it: it is not complete yet.
     """
 
-    due = False
+    due: "tuple[str, ...]" = ()
     executing = 0
 
     @classmethod
     def attempt(cls) -> None:
         if not cls.due or cls.executing:
             return
-        cls.due = False
+        due, cls.due = cls.due, ()
         try:
             from anomalib_mixedteacher import plugin
 
-            plugin.register()
+            for function in due:
+                getattr(plugin, function)()
         except Exception as error:
             import warnings
 
@@ -60,7 +62,7 @@ class _Loader:
 class _TriggerLoader(_Loader):
     def exec_module(self, module: "ModuleType") -> None:
         self._loader.exec_module(module)
-        _Registration.due = True
+        _Registration.due += (TRIGGERS[module.__name__],)
         _Registration.attempt()
 
 
@@ -79,7 +81,7 @@ class _Finder:
 
     @staticmethod
     def find_spec(name: str, path: "Any" = None, target: "Any" = None) -> "ModuleSpec | None":
-        if name == TRIGGER:
+        if name in TRIGGERS:
             wrapper: type[_Loader] = _TriggerLoader
         elif name.partition(".")[0] == PACKAGE:
             wrapper = _PackageLoader

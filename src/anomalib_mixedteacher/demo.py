@@ -1,4 +1,4 @@
-"""Two minutes from nothing to a detector: train, measure, export, predict, on textures made on the spot.
+"""From nothing to a detector in minutes: train, measure, export, predict, on textures made on the spot.
 
 Run ``python -m anomalib_mixedteacher.demo --help``.
 """

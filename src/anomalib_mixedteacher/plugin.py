@@ -35,7 +35,8 @@ def register() -> None:
             anomalib_models.__all__.append(name)
     for name in DATAMODULES:
         setattr(anomalib_data, name, public(name))
-    _read_sixteen_bits()
+    read_sixteen_bits()
+    _show_sixteen_bits()
     _restore_calibrated()
 
 
@@ -44,13 +45,40 @@ def public(name: str) -> object:
     return getattr(import_module(f"{__package__}.{(MODELS | COMPONENTS | DATAMODULES)[name]}"), name)
 
 
-def _read_sixteen_bits() -> None:
-    """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white."""
-    ours = import_module(f"{__package__}.components.images").read_image
-    theirs = import_module("anomalib.data.utils.image").read_image
+def read_sixteen_bits() -> None:
+    """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white.
+
+    The reader is imported when it reads: whatever imports ``anomalib.data`` gets no slower. Calling it again reaches
+    modules that were imported since.
+    """
+    current = import_module("anomalib.data.utils.image").read_image
+    theirs = getattr(current, "__wrapped__", current)
+
+    @wraps(theirs)
+    def read_image(*args: Any, **kwargs: Any) -> Any:
+        return import_module(f"{__package__}.components.images").read_image(*args, **kwargs)
+
+    _replace(theirs, read_image if current is theirs else current)
+
+
+def _show_sixteen_bits() -> None:
+    """Let anomalib's visualizer show 16-bit images, whose files it opens by itself and turns white."""
+    theirs = import_module("anomalib.visualization.image.item_visualizer").visualize_image_item
+    if hasattr(theirs, "__wrapped__"):
+        return
+
+    @wraps(theirs)
+    def visualize_image_item(item: Any, *args: Any, **kwargs: Any) -> Any:
+        return theirs(import_module(f"{__package__}.components.images").shown(item), *args, **kwargs)
+
+    _replace(theirs, visualize_image_item)
+
+
+def _replace(theirs: Any, ours: Any) -> None:
+    """Put a function in another one's place in every module of anomalib's that has it."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "anomalib" and getattr(module, "read_image", None) is theirs:
-            module.read_image = ours  # type: ignore[attr-defined]
+        if name.partition(".")[0] == "anomalib" and getattr(module, ours.__name__, None) is theirs:
+            setattr(module, ours.__name__, ours)
 
 
 def _restore_calibrated() -> None:

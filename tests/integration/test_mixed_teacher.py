@@ -131,9 +131,12 @@ def test_resumed_model_records_the_teachers_it_has(trained, build_model):
         model.on_load_checkpoint(checkpoint)
 
 
-def test_pure_half_precision_is_refused(tiny_model, datamodule, tmp_path):
-    engine = Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", precision="bf16-true")
-    with pytest.raises(ConfigurationError, match="use 16-mixed or bf16-mixed"):
+@pytest.mark.parametrize(("precision", "remedy"), [
+    ("bf16-true", "use 16-mixed or bf16-mixed"), ("64-true", "use 32-true"),
+])  # fmt: skip
+def test_pure_half_and_double_precision_are_refused(tiny_model, datamodule, tmp_path, precision, remedy):
+    engine = Engine(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", precision=precision)
+    with pytest.raises(ConfigurationError, match=remedy):
         engine.fit(model=tiny_model, datamodule=datamodule)
 
 

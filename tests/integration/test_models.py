@@ -263,6 +263,17 @@ def test_batch_normalisation_is_frozen_after_the_first_epoch(teacher_folder, dat
     assert [torch.equal(mean, means[0]) for mean in means] == [True] + [not arguments] * (len(means) - 1)
 
 
+def test_a_second_training_learns_batch_normalisation_again(teacher_folder, datamodule, tmp_path):
+    model = build("Msfd", teacher_folder)
+    layer = next(layer for layer in model.model.students.modules() if isinstance(layer, nn.BatchNorm2d))
+    means = []
+    for _ in range(2):
+        engine = Engine(max_epochs=2, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+        engine.fit(model=model, datamodule=datamodule)
+        means.append(layer.running_mean.clone())
+    assert not torch.equal(*means)
+
+
 @pytest.mark.parametrize("name", plugin.MODELS)
 def test_trains_and_judges_in_mixed_precision(name, teacher_folder, image_folder, datamodule, tmp_path):
     model = build(name, teacher_folder)

@@ -6,7 +6,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHECK = """
 from anomalib.models import get_model, list_models
@@ -32,6 +34,54 @@ def test_a_plain_process_knows_the_models():
     result = python(CHECK)
     assert result.stdout.strip() == "registered", result.stderr
     assert "could not register" not in result.stderr
+
+
+def test_a_data_loaders_own_process_reads_sixteen_bits(tmp_path):
+    """One that is spawned, as on Windows, imports the data sets and neither the models nor this package."""
+    (tmp_path / "good").mkdir()
+    values = np.linspace(5_000, 40_000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for index in range(2):
+        Image.fromarray(values).save(tmp_path / "good" / f"{index}.png")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "if __name__ == '__main__':\n"
+        "    from anomalib.data import Folder\n"
+        "    from torch.utils.data import DataLoader\n"
+        f"    folder = Folder('deep', root={str(tmp_path)!r}, normal_dir='good', test_split_mode='none',\n"
+        "                    val_split_mode='none')\n"
+        "    folder.setup()\n"
+        "    loader = DataLoader(folder.train_data, num_workers=1, multiprocessing_context='spawn',\n"
+        "                        collate_fn=folder.train_data.collate_fn)\n"
+        "    image = next(iter(loader)).image\n"
+        "    print(image.min().item(), image.max().item())\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    low, high = map(float, result.stdout.split())
+    assert (low, high) == pytest.approx((5_000 / 65_535, 40_000 / 65_535))
+
+
+def test_result_pictures_show_sixteen_bits(tmp_path):
+    """anomalib's visualizer opens the file itself, and what is above 255 would be white."""
+    values = np.linspace(5_000, 40_000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    Image.fromarray((values // 256).astype(np.uint8)).save(tmp_path / "usual.png")
+    result = python(
+        "import anomalib.models, numpy, torch\n"
+        "from anomalib.data import ImageItem\n"
+        "from anomalib.visualization.image.visualizer import visualize_image_item\n"
+        "for name in ('deep', 'usual'):\n"
+        f"    path = {str(tmp_path)!r} + '/' + name + '.png'\n"
+        "    item = ImageItem(image=torch.zeros(3, 64, 64), image_path=path)\n"
+        "    settings = {'field_size': (64, 64), 'text_config': {'enable': False}}\n"
+        "    picture = visualize_image_item(item, fields=['image'], **settings)\n"
+        "    assert item.image_path == path\n"
+        "    values = numpy.asarray(picture.convert('L'))\n"
+        "    print(values.min(), values.max())\n"
+    )
+    deep, usual = result.stdout.splitlines()
+    assert list(map(int, usual.split())) == [19, 156]
+    assert list(map(int, deep.split())) == pytest.approx([255 * 5_000 / 65_535, 255 * 40_000 / 65_535], abs=1)
 
 
 @pytest.mark.parametrize(

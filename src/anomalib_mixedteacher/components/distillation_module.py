@@ -36,6 +36,7 @@ from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProces
 from anomalib_mixedteacher.components.resume import ResumedOrder
 from anomalib_mixedteacher.components.saturation import Saturation
 from anomalib_mixedteacher.components.speedups import (
+    adapt_restored,
     is_asynchronous,
     slow_down,
     speed_up,
@@ -163,6 +164,9 @@ class DistillationModule(DistillationExport, _Base):
         if precision in {"16-true", "bf16-true"}:
             msg = f"trainer.precision={precision} is too coarse: use 16-mixed or bf16-mixed instead."
             raise ConfigurationError(msg)
+        if precision == "64-true":
+            msg = "trainer.precision=64-true would cost twice the time and find nothing more: use 32-true instead."
+            raise ConfigurationError(msg)
         if stage != "fit":
             return
         if getattr(strategy, "_layer_sync", None) is not None:
@@ -185,6 +189,8 @@ class DistillationModule(DistillationExport, _Base):
                 "data, batch size and trainer.max_epochs, or start without ckpt_path."
             )
             raise ConfigurationError(msg)
+        for optimizer in self.trainer.optimizers:
+            adapt_restored(optimizer)
         self.release_features()
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         digests = check_training_data(dataset)
@@ -208,7 +214,8 @@ class DistillationModule(DistillationExport, _Base):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Freeze batch normalisation where asked for."""
+        """Freeze batch normalisation where asked for, and let it learn before: an earlier training left it frozen."""
+        self.model.students.train()
         if self.freeze_bn_after_first_epoch and self.current_epoch > 0:
             freeze_normalization_statistics(self.model.students)
 

@@ -1,7 +1,8 @@
 """Reading images: those of more than 8 bits over their whole range, bad ones reported by name."""
 
+import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from anomalib_mixedteacher.decoding import (
 )
 from anomalib_mixedteacher.errors import DataError
 
-__all__ = ["DECODE_ERRORS", "MIN_SIDE", "check_file_size", "check_image", "check_size", "read_image"]
+if TYPE_CHECKING:
+    from anomalib.data import ImageItem
 
-_anomalib_read_image = anomalib_image.read_image
+__all__ = ["DECODE_ERRORS", "MIN_SIDE", "check_file_size", "check_image", "check_size", "read_image", "shown"]
+
+# behind the plugin's own, where that has taken its place
+_anomalib_read_image = getattr(anomalib_image.read_image, "__wrapped__", anomalib_image.read_image)
 
 
 def read_image(path: str | Path, as_tensor: bool = False) -> Any:
@@ -54,6 +59,26 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
     if as_tensor:
         return torch.from_numpy(grey).float().expand(3, -1, -1).contiguous()
     return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def shown(item: "ImageItem") -> "ImageItem":
+    """Give an item whose picture anomalib's visualizer takes from memory where it would turn the file's white.
+
+    Args:
+        item: An image with its prediction.
+
+    Returns:
+        The item, or of an image of more than 8 bits a copy with its values in place of its path.
+    """
+    path = item.image_path
+    if path is None:
+        return item
+    with Image.open(path) as image:
+        if deep_values(image, path) is None:
+            return item
+    item = copy.copy(item)
+    item.image, item.image_path = read_image(path, as_tensor=True), None
+    return item
 
 
 def check_image(path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from anomalib_mixedteacher.components.feature_file import megabytes
 logger = logging.getLogger(__name__)
 
 SUBSETS = ("train_data", "val_data")
+_READERS = min(4, os.cpu_count() or 1)
 # Of these packages it is known that an item is made of files and augmentations alone.
 KNOWN_PACKAGES = ("anomalib", __name__.partition(".")[0])
 
@@ -104,7 +106,8 @@ def keep_images(datamodule: AnomalibDataModule, budget: int) -> KeptData | None:
     if size > budget:
         logger.info("Images are read in every epoch: they take %s, of %s.", megabytes(size), megabytes(budget))
         return None
-    with ThreadPoolExecutor() as pool:
+    # a camera's image takes hundreds of megabytes while it is resized, so not one for each core of a large machine
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
         items = {name: list(pool.map(dataset.__getitem__, range(len(dataset)))) for name, dataset in subsets.items()}
     return KeptData(datamodule, items)
 

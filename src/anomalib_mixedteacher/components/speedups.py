@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 COMPILE_ARGUMENTS: dict[str, Any] = {}  # of torch.compile: tests name a back end that needs no compiler
 
@@ -37,6 +38,30 @@ def suits_fused_adam(device: torch.device, precision: str) -> bool:
         precision: The trainer's, such as ``"32-true"``.
     """
     return device.type == "cpu" and precision == "32-true"
+
+
+def adapt_restored(optimizer: Optimizer) -> None:
+    """Let an optimiser that a checkpoint restored compute as this run does.
+
+    The checkpoint brings the form that was fastest where it was made, and the state of each weight in that run's order
+    of memory, which the fused form takes for the weight's own.
+
+    Args:
+        optimizer: What this run made, with its state restored; one without a state is left as it is.
+    """
+    for group in optimizer.param_groups:
+        if "fused" in optimizer.defaults:
+            group["fused"] = optimizer.defaults["fused"]
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                elif name == "step":  # the fused form counts where it computes, the usual one on the CPU
+                    there = group.get("fused") or group.get("capturable")
+                    state[name] = value.to(parameter.device if there else "cpu")
 
 
 def speed_up(students: nn.ModuleDict, channels_last: bool, compiled: bool) -> None:
