@@ -214,7 +214,8 @@ class EdgeDetector:
         bytes_input = rgb.dtype == np.uint8
         with self._compiling:
             if bytes_input not in self._variants:
-                self._variants[bytes_input] = Variant(self._model.compiled(bytes_input), self._calibration)
+                compiled = self._model.compiled(bytes_input)
+                self._variants[bytes_input] = Variant(compiled, self._calibration, self.record is not None)
             return self._variants[bytes_input]
 
     def _best_queue_size(self) -> int:

@@ -13,14 +13,15 @@ from anomalib_mixedteacher.calibration.conformal import p_value
 from anomalib_mixedteacher.edge.loading import output_positions, reason
 from anomalib_mixedteacher.errors import DataError, ExportedModelError
 
+_ROUNDING = 0.01  # of a score near 1, in bfloat16
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What the detector says of one image.
 
     Attributes:
-        score: Anomaly score; the threshold is 0.5. In ``[0, 1]`` like the map, unless the model was exported before
-            its thresholds were found.
+        score: Anomaly score in ``[0, 1]`` like the map; the threshold is 0.5.
         label: Whether the image is an alarm.
         anomaly_map: float32 of shape ``(H, W)``, of the size at which the model works; the threshold is 0.5.
         mask: bool of shape ``(H, W)``, the pixels above the threshold.
@@ -41,12 +42,16 @@ class Variant:
     Args:
         compiled: Compiled graph with an input of shape ``(1, H, W, 3)``.
         calibration: Scores of good images, in ascending order, or ``None``.
+        has_thresholds: Whether the model is known to have thresholds, as by its record; else its scores must show it.
     """
 
-    def __init__(self, compiled: openvino.CompiledModel, calibration: NDArray[np.float64] | None) -> None:
+    def __init__(
+        self, compiled: openvino.CompiledModel, calibration: NDArray[np.float64] | None, has_thresholds: bool
+    ) -> None:
         self.best_queue_size = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._compiled = compiled
         self._calibration = calibration
+        self._has_thresholds = has_thresholds
         self._positions = output_positions(compiled)
         self._idle: list[openvino.InferRequest] = []
 
@@ -82,12 +87,20 @@ class Variant:
             name: What messages call the image.
 
         Raises:
-            ExportedModelError: If the score is not finite.
+            ExportedModelError: If the score is not finite, or not scaled by a threshold.
         """
         outputs = {name: request.get_output_tensor(index).data for name, index in self._positions.items()}
         score = float(outputs["pred_score"].item())
         if not math.isfinite(score):
             msg = f"The model's score of the image {name} is {score}: use precision 'f32', or train the model again."
+            raise ExportedModelError(msg)
+        # Without thresholds, anomalib's graph takes every raw score but 0 for a defect.
+        if not self._has_thresholds and not -_ROUNDING <= score <= 1 + _ROUNDING:
+            msg = (
+                f"The model has no thresholds, or does not scale its scores by them (that of the image {name} is "
+                f"{score:.6g}, not in [0, 1]): train it with validation images and a post-processor that normalises, "
+                "or calibrate its checkpoint ('mixedteacher calibrate'), and export it again."
+            )
             raise ExportedModelError(msg)
         return Prediction(
             score=score,
@@ -112,7 +125,7 @@ class Started:
 
         Raises:
             DataError: If the graph cannot process the image.
-            ExportedModelError: If the score is not finite.
+            ExportedModelError: If the score is not finite, or not scaled by a threshold.
         """
         try:
             self._request.wait()

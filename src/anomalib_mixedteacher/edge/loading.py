@@ -12,6 +12,7 @@ from anomalib_mixedteacher.errors import ConfigurationError, DataError, Exported
 
 OUTPUTS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
 CACHE_FOLDER = ".openvino_cache"
+OLDEST_OPENVINO = "2025.4"  # reads opset16, which exports have
 _AGAIN = "copy the folder again, or export again"
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ def read_file(core: openvino.Core, path: Path) -> openvino.Model:
     try:
         return core.read_model(path)
     except RuntimeError as error:
+        if "opset" in reason(error).lower():
+            installed = openvino.__version__.partition("-")[0]
+            remedy = f"update openvino ({OLDEST_OPENVINO} or newer)"
+            msg = f"{path} needs a later OpenVINO than {installed} ({reason(error)}): {remedy}."
+            raise ExportedModelError(msg) from error
         msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {_AGAIN}."
         raise ExportedModelError(msg) from error
 

@@ -5,7 +5,9 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +22,11 @@ from anomalib_mixedteacher.edge.detector import HINTS, PRECISIONS, EdgeDetector,
 from anomalib_mixedteacher.edge.drift import DriftMonitor
 from anomalib_mixedteacher.edge.overlay import OverlayFolder
 from anomalib_mixedteacher.edge.sources import open_sources
-from anomalib_mixedteacher.errors import DataError, MixedTeacherError
+from anomalib_mixedteacher.errors import DataError
 
 FIELDS = ("name", "score", "label", "p_value", "error")
 DEFECT_STATUS = 3
+_LONGEST_ROW = 2**16  # in bytes
 EPILOG = """Each result has a name, a score with the threshold at 0.5, a label (true for a defect), a p-value
 if the model was calibrated on good images, and an error if the image cannot be read. Exit status: 0; 1 after an error
 or an unreadable image or a missing overlay; 3 with --fail-on-defect if there was a defect."""
@@ -88,8 +91,8 @@ def main(args: Sequence[str]) -> int:
     overlays = OverlayFolder(settings.overlays, settings.sources) if settings.overlays else None
     monitor = DriftMonitor.of(detector.record, state=settings.drift) if settings.drift else None
     tally = Tally()
-    with _output(settings.output, tally) as file:
-        _judge(detector, images, WRITERS[settings.format](file), overlays, monitor, tally)
+    with _sigterm_as_interrupt(), _output(settings.output, tally) as file:
+        _judge(detector, images, _checked(WRITERS[settings.format](file), file), overlays, monitor, tally)
     print(tally.text(), file=sys.stderr)
     if settings.fail_on_defect and tally.defects:
         return DEFECT_STATUS
@@ -164,10 +167,8 @@ def _judge(
                     print(f"mixedteacher: {error}", file=sys.stderr)
             if progress:
                 print(f"\r{tally.images} images, {tally.defects} defects", end="", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:  # the usual end of a camera's run: what was done is kept
+    except (KeyboardInterrupt, BrokenPipeError):  # the usual end of a camera's run, and of "| head": what is done stays
         pass
-    except BrokenPipeError:  # as with "| head"; Python would flush the closed output once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if progress:
         print("\r", end="", file=sys.stderr)
 
@@ -199,38 +200,84 @@ def _csv(file: TextIO) -> Callable[[dict[str, Any]], None]:
 WRITERS = {"jsonl": _jsonl, "csv": _csv}
 
 
+def _checked(write: Callable[[dict[str, Any]], None], file: TextIO) -> Callable[[dict[str, Any]], None]:
+    """Let rows that cannot be written end the run in one sentence, and those that nobody reads in none."""
+
+    def checked(row: dict[str, Any]) -> None:
+        try:
+            write(row)
+        except OSError as error:
+            # what is left in the buffer would fail once more when it is flushed at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, file.fileno())
+            os.close(nowhere)
+            if isinstance(error, BrokenPipeError):
+                raise
+            msg = f"Cannot write the results ({error.strerror}): free space there, or give another file with --output."
+            raise DataError(msg) from error
+
+    return checked
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, with which services and containers are stopped, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # others may not set it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None where another language's code had set it
+
+
 @contextmanager
 def _output(path: Path | None, tally: Tally) -> Iterator[TextIO]:
     """Open the file under a temporary name and rename it at the end, so that a file there is always a whole one.
 
-    An error of the user's, such as a camera that was pulled out, leaves the rows that were written until then. A pipe
-    or a device is written as it is.
+    Whatever ends the run before, such as a camera that was pulled out or a full disk, leaves the rows that were written
+    until then. A pipe or a device is written as it is.
     """
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
         yield sys.stdout
         return
-    path = path.resolve()  # of a symbolic link, the file is replaced and not the link
-    special = path.exists() and not path.is_file()
-    temporary = path if special else path.with_name(f"{path.name}.part")
+    if path.exists() and not path.is_file():
+        with _opened(path, path) as file:
+            yield file
+        return
+    path = path.resolve()  # of a symbolic link, the file is replaced and not the link; a pipe's is the name of no file
+    temporary = path.with_name(f"{path.name}.part")
+    file = _opened(temporary, path)
+    try:
+        with file:
+            yield file
+    finally:
+        if tally.images:
+            _rename(temporary, path)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _opened(file: Path, path: Path) -> TextIO:
     try:
         # names that are not UTF-8 keep their bytes
-        file = temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        return file.open("w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         msg = f"Cannot write {path} ({error.strerror}): give another file with --output."
         raise DataError(msg) from error
-    if special:
-        with file:
-            yield file
-        return
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Give written rows their name, without a last one that a full disk has cut off."""
     try:
-        with file:
-            yield file
+        with temporary.open("rb+") as file:
+            file.seek(-min(_LONGEST_ROW, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            start, rows = file.tell(), file.read()
+            file.truncate(start + rows.rfind(b"\n") + 1)
         temporary.replace(path)
-    except MixedTeacherError:
-        if tally.images:
-            temporary.replace(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        msg = f"Cannot write {path} ({error.strerror}): the results are in {temporary}."
+        raise DataError(msg) from error

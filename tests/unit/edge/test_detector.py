@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import openvino
 import pytest
 from PIL import Image
 
-from anomalib_mixedteacher.edge import EdgeDetector
+from anomalib_mixedteacher.cli import main
+from anomalib_mixedteacher.edge import EdgeDetector, loading
 from anomalib_mixedteacher.errors import ConfigurationError, DataError, ExportedModelError
 
 from .conftest import OUTPUTS, expected_map, save_model
@@ -333,7 +335,7 @@ class TestKept:
         scores = [EdgeDetector(model, cache=folder).predict(rgb).score for model in (first, second)]
         assert scores[1] == pytest.approx(scores[0] / 2)
 
-    @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" + b[1:]])
+    @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:9], lambda b: b[: len(b) // 2], lambda b: b"x" + b[1:], lambda b: b[:-32], lambda b: b[:-1] + bytes([b[-1] ^ 1])])  # fmt: skip # noqa: E501
     def test_a_damaged_one_is_made_again(self, model, rgb, caplog, damage):
         EdgeDetector(model).predict(rgb)
         (blob,) = model.with_name(".openvino_cache").iterdir()
@@ -341,10 +343,52 @@ class TestKept:
         blob.write_bytes(damage(whole))
         assert_expected(EdgeDetector(model).predict(rgb), rgb)
         assert f"The compiled model {blob} is damaged" in caplog.text
-        assert blob.stat().st_size == len(whole)
+        assert blob.exists()
         caplog.clear()
         assert_expected(EdgeDetector(model).predict(rgb), rgb)
         assert not caplog.text
+
+    @pytest.mark.parametrize("bytes_input", [True, False])
+    def test_changed_weights_are_not_used(self, model, rgb, caplog, bytes_input):
+        """OpenVINO loads such a file without complaint."""
+        image = rgb if bytes_input else rgb / 255
+        EdgeDetector(model).predict(rgb)
+        EdgeDetector(model).predict(image)
+        (blob,) = model.with_name(".openvino_cache").glob("*-uint8.blob" if bytes_input else "*-float32.blob")
+        content = bytearray(blob.read_bytes())
+        at = content.find(np.float32(0.5).tobytes())  # a threshold
+        assert 0 < at < len(content) - 100
+        content[at + 3] ^= 0x80
+        blob.write_bytes(content)
+        assert_expected(EdgeDetector(model).predict(image), rgb)
+        assert f"The compiled model {blob} is damaged" in caplog.text
+
+    def test_a_damaged_one_goes_even_where_none_can_be_kept(self, model, rgb, monkeypatch):
+        EdgeDetector(model).predict(rgb)
+        (blob,) = model.with_name(".openvino_cache").iterdir()
+        blob.write_bytes(blob.read_bytes()[:-1])
+        monkeypatch.setattr("anomalib_mixedteacher.edge.kept_models.KeptModels.keep", lambda *_: None)
+        assert_expected(EdgeDetector(model).predict(rgb), rgb)
+        assert not blob.exists()
+
+    def test_one_is_on_the_disk_before_it_has_its_name(self, model, rgb, monkeypatch):
+        events = []
+        monkeypatch.setattr(os, "fsync", lambda _: events.append("fsync"))
+        replace = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
+        EdgeDetector(model).predict(rgb)
+        assert events == ["fsync", "replace"]
+
+    def test_an_openvino_that_loads_otherwise_does_not_stop_a_start(self, model, rgb, monkeypatch, caplog):
+        """2025.3 refuses a tensor with a TypeError."""
+        EdgeDetector(model).predict(rgb)
+
+        def refuse(*_):
+            raise TypeError("import_model(): incompatible function arguments")
+
+        monkeypatch.setattr(openvino.Core, "import_model", refuse)
+        assert_expected(EdgeDetector(model).predict(rgb), rgb)
+        assert "cannot be used: this start compiles the model" in caplog.text
 
     def test_a_full_disk_leaves_nothing_behind(self, model, rgb, monkeypatch, caplog):
         def fail(*_):
@@ -397,6 +441,19 @@ def test_refused_files(model, tmp_path):
         refused(tmp_path / name, f"{name} is no model that OpenVINO can read, or it is damaged .*: copy the folder")
 
 
+def test_a_model_for_a_later_openvino(tmp_path):
+    model = save_model(tmp_path / "model.xml", record=False)
+    model.write_text(model.read_text().replace('version="opset1"', 'version="opset99"'))
+    refused(model, "model.xml needs a later OpenVINO than .* opset99.: update openvino .2025.4 or newer")
+
+
+def test_the_oldest_openvino_is_the_same_wherever_it_is_named():
+    """2025.3 reads no opset16, which exports have, and imports no compiled model from a tensor."""
+    root = Path(__file__).parents[3]
+    for file in (root / "pyproject.toml", root / "packaging" / "edge" / "pyproject.toml"):
+        assert re.findall(r'"openvino>=([\d.]+)"', file.read_text()) == [loading.OLDEST_OPENVINO]
+
+
 @pytest.mark.parametrize("record", [True, False])
 def test_damaged_weights(tmp_path, record):
     model = save_model(tmp_path / "model.xml", record=record)
@@ -434,10 +491,38 @@ def test_a_score_that_is_not_finite(tmp_path, rgb):
         detector.predict(rgb)
 
 
+def test_a_model_without_a_record_and_without_thresholds(tmp_path, rgb, folder, capsys):
+    """Its graph compares raw scores with 0.5 and would call every image a defect."""
+    model = save_model(tmp_path / "raw.xml", record=False, gain=40)
+    sentence = "The model has no thresholds, or does not scale .* is [-0-9.]+, not in .0, 1..: train it with"
+    detector = EdgeDetector(model)
+    with pytest.raises(ExportedModelError, match=sentence):
+        detector.predict(rgb)
+    with pytest.raises(ExportedModelError, match=sentence):
+        detector.predict_batch([rgb, rgb])
+    with pytest.raises(ExportedModelError, match=sentence):
+        list(EdgeDetector(save_model(tmp_path / "below.xml", record=False, gain=-1)).stream([rgb]))
+    assert main(["predict", str(model), str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert "The model has no thresholds, or does not scale" in captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_scores_at_the_ends_need_no_record(tmp_path, value):
+    detector = EdgeDetector(save_model(tmp_path / "model.xml", record=False, gain=1))
+    assert detector.predict(np.full((32, 32, 3), value, np.uint8)).score == pytest.approx(value / 255, abs=1e-6)
+
+
+def test_with_a_record_the_score_has_no_bounds(tmp_path, rgb):
+    assert EdgeDetector(save_model(tmp_path / "model.xml", gain=40)).predict(rgb).score > 10
+
+
 def test_neither_torch_nor_anomalib_is_imported(model, folder, tmp_path):
     code = f"""
 import sys
-from anomalib_mixedteacher.edge import EdgeDetector
+from anomalib_mixedteacher.cli import main
+from anomalib_mixedteacher.edge import EdgeDetector, loading
 from anomalib_mixedteacher.cli import main
 EdgeDetector({str(model)!r}).predict({str(folder / "a.png")!r})
 assert main(["predict", {str(model)!r}, {str(folder)!r}, "--overlays", {str(tmp_path / "o")!r}]) == 0

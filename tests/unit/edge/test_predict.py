@@ -1,12 +1,14 @@
 """The command ``mixedteacher predict MODEL.xml SOURCES...``, in-process."""
 
 import csv
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,18 +259,23 @@ def test_a_name_that_is_not_utf_8(model, folder, tmp_path, form):
 
 
 @pytest.mark.parametrize("readable", [0, 5])
-def test_an_error_late_in_a_run_leaves_its_rows(model, tmp_path, monkeypatch, capsys, readable):
+@pytest.mark.parametrize("error", [DataError("No frame can be read from camera:0: check the camera."), RuntimeError("x"), SystemExit(7)], ids=repr)  # fmt: skip # noqa: E501
+def test_an_error_late_in_a_run_leaves_its_rows(model, tmp_path, monkeypatch, capsys, readable, error):
     output = tmp_path / "rows.jsonl"
     output.write_text("before")
 
     def pulled_out(*_):
         for number in range(readable):
             yield str(number), np.full((48, 40, 3), 40 * number, np.uint8)
-        raise DataError("No frame can be read from camera:0: check the camera.")
+        raise error
 
     monkeypatch.setattr(predict, "open_sources", pulled_out)
-    assert run(model, "camera:0", "--output", output) == 1
-    assert "No frame can be read" in capsys.readouterr().err
+    if isinstance(error, DataError):
+        assert run(model, "camera:0", "--output", output) == 1
+        assert "No frame can be read" in capsys.readouterr().err
+    else:
+        with pytest.raises(type(error)):
+            run(model, "camera:0", "--output", output)
     assert not list(tmp_path.glob("*.part"))
     if readable:
         names = [json.loads(line)["name"] for line in output.read_text().splitlines()]
@@ -276,6 +283,124 @@ def test_an_error_late_in_a_run_leaves_its_rows(model, tmp_path, monkeypatch, ca
         assert len(names) >= 1
     else:
         assert output.read_text() == "before"
+
+
+def in_a_process(model, *arguments, before="", after="", **options):
+    """Run the command in a process of its own, on images without end."""
+    code = f"""
+import itertools, os, signal, sys
+import numpy as np
+from anomalib_mixedteacher.cli import main
+from anomalib_mixedteacher.edge import predict
+
+def endless(*_):
+    for number in itertools.count():
+        {before or "pass"}
+        yield str(number), np.full((48, 40, 3), number % 100, np.uint8)
+
+predict.open_sources = endless
+status = main({["predict", str(model), "camera:0", *map(str, arguments)]!r})
+{after}
+raise SystemExit(status)
+"""
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, **options)
+
+
+def names_in(rows):
+    names = [json.loads(line)["name"] for line in rows.splitlines()]
+    assert names == [str(number) for number in range(len(names))]
+    return names
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there SIGTERM cannot be caught")
+def test_sigterm_is_the_end_of_a_run_like_control_c(model, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    kill = "number == 40 and os.kill(os.getpid(), signal.SIGTERM)"
+    process = in_a_process(
+        model, "--output", output, before=kill, after="assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL"
+    )
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, error
+    assert len(names_in(output.read_text())) >= 20
+    assert " images, 0 defects, 0 unreadable" in error
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_in_another_thread_signals_are_left_alone(model, folder, tmp_path):
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(run, model, folder, "--output", tmp_path / "rows").result() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits there")
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("redirected", [False, True])
+def test_a_full_disk_keeps_the_rows_before(model, tmp_path, form, redirected):
+    """A limit in the middle of a row, in place of a full disk."""
+    output = tmp_path / "rows"
+    limit = "number or __import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, (5000, 5000))"
+    arguments = ["--format", form, "--no-cache"]
+    if redirected:
+        with output.open("w") as file:
+            process = in_a_process(model, *arguments, before=limit, stdout=file)
+    else:
+        process = in_a_process(model, *arguments, "--output", output, before=limit)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, error
+    assert error.splitlines() == [
+        "mixedteacher: Cannot write the results (File too large): free space there, or give another file with --output."
+    ]
+    content = output.read_text()
+    assert len(content) > 4500
+    if not redirected:
+        assert content.endswith("\n")
+        assert len(names_in(content) if form == "jsonl" else list(csv.DictReader(io.StringIO(content)))) > 20
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device on this system")
+def test_a_full_device(model, folder, capsys):
+    assert run(model, folder, "--output", "/dev/full") == 1
+    assert "Cannot write the results (No space left on device): free space" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_get_their_name_stay_under_another(model, folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "rows.jsonl"
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert run(model, folder, "--output", output, "--no-cache") == 1
+    part = tmp_path / "rows.jsonl.part"
+    assert f"Cannot write {output} (Permission denied): the results are in {part}." in capsys.readouterr().err
+    assert len(part.read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="there is no such device on this system")
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_reader_that_leaves(model, form):
+    """As with ``--output /dev/stdout | head``."""
+    process = in_a_process(model, "--format", form, "--output", "/dev/stdout", stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+    assert " images, 0 defects" in error
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no such folder on this system")
+def test_an_unnamed_pipe(model, folder):
+    """As with ``--output >(gzip > rows.gz)``."""
+    reading, writing = os.pipe()
+    with ThreadPoolExecutor(1) as reader, os.fdopen(reading) as file:
+        read = reader.submit(file.read)
+        try:
+            assert run(model, folder, "--output", f"/dev/fd/{writing}") == 0
+        finally:
+            os.close(writing)
+        assert len(read.result().splitlines()) == 3
 
 
 def test_progress_only_on_a_terminal(model, folder, capsys, monkeypatch):
