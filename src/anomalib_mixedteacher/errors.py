@@ -4,6 +4,7 @@ The package's own command prints the message alone; library users can catch the 
 """
 
 import re
+import traceback
 
 
 class MixedTeacherError(Exception):
@@ -56,7 +57,18 @@ def sentence(error: Exception) -> str | None:
         # alone, out of what a data-loader worker wraps in its traceback
         lines = [line for line in str(error).splitlines() if line.strip()]
         return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ") if lines else repr(error)
+    if _of_masks(error):
+        return (
+            "The defective images and their masks do not match in number or name: draw the missing masks, an empty one "
+            "for an image whose defect has no place, give each the name of its image, or leave mask_dir out."
+        )
     return _known(str(error)) if isinstance(error, ValueError | RuntimeError | OSError) else None
+
+
+def _of_masks(error: Exception) -> bool:
+    """Tell whether anomalib's Folder could not pair masks with images: it fails with numpy's message, or its own."""
+    told = "boolean array indexing assignment" in str(error) or type(error).__name__ == "MisMatchError"
+    return told and any(frame.name == "make_folder_dataset" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _known(message: str) -> str | None:
@@ -65,6 +77,11 @@ def _known(message: str) -> str | None:
         return str(re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1])
     if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
         return f"There are no images in {match[1]}: put images there, or give another folder."
+    if message.startswith("Expected more than 1 value per channel when training"):
+        return (
+            "A batch of one image, whose deepest features are a single position, has nothing for batch normalisation to "
+            "learn from: choose a batch size that leaves no single image over, or larger images."
+        )
     if match := re.search(r"(?:Path does not exist|Checkpoint file not found): (.+)", message):
         return f"There is no file or folder {match[1]}: check the path."
     return None

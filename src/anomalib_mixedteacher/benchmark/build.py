@@ -1,7 +1,8 @@
 """Models and datamodules of the benchmarks, built so that nothing is fetched unless ImageNet weights were asked for."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from anomalib_mixedteacher.benchmark.efficient_ad import SMALLEST_SIDE, OfflineE
 from anomalib_mixedteacher.benchmark.peers import PEERS, build_peer, load_peer_teacher
 from anomalib_mixedteacher.components.distillation_module import STATISTICS_IMAGES
 from anomalib_mixedteacher.components.training_data import sample_batches
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.plugin import MODELS, public
 
 HELD_OUT = 0.2  # share of the good training images kept for validation, as the official recipe has it
@@ -53,8 +54,13 @@ def build(class_path: str, weights: str, image_size: int, **arguments: Any) -> t
         The model, and the callbacks that its trainer needs.
 
     Raises:
-        ConfigurationError: If there is no such model, or it cannot have such weights or such images.
+        ConfigurationError: If there is no such model, or it cannot have such weights, such images or such arguments.
     """
+    with _refusing_arguments(class_path):
+        return _build(class_path, weights, image_size, **arguments)
+
+
+def _build(class_path: str, weights: str, image_size: int, **arguments: Any) -> tuple[AnomalibModule, list[Callback]]:
     name, size = class_path.rpartition(".")[2], (image_size, image_size)
     if name in MODELS:
         model: Any = public(name)
@@ -74,6 +80,19 @@ def build(class_path: str, weights: str, image_size: int, **arguments: Any) -> t
     found = get_model(class_path, **arguments)
     found.pre_processor = type(found).configure_pre_processor(size)
     return found, []
+
+
+@contextmanager
+def _refusing_arguments(class_path: str) -> Iterator[None]:
+    """Say in a sentence that a constructor does not take its arguments."""
+    try:
+        yield
+    except MixedTeacherError:
+        raise
+    except (TypeError, ValueError) as error:
+        name = class_path.rpartition(".")[2]
+        msg = f"{name} cannot take its arguments ({' '.join(str(error).split())}): correct its init_args."
+        raise ConfigurationError(msg) from error
 
 
 def check_model(class_path: str) -> None:
@@ -135,9 +154,17 @@ def build_data(class_path: str, arguments: Mapping[str, Any], seed: int, batch: 
     if unknown := [key for key in arguments if key not in known]:
         msg = f"{name} has no {', '.join(unknown)}: it takes {', '.join(known)}."
         raise ConfigurationError(msg)
+    named = [key for key, parameter in known.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    if lacking := [key for key in named if known[key].default is inspect.Parameter.empty and key not in arguments]:
+        msg = (
+            f"{name} needs {', '.join(lacking)}: write a benchmark's YAML file with these as its init_args, or give "
+            "your own images with --folder."
+        )
+        raise ConfigurationError(msg)
     defaults: dict[str, Any] = {"seed": seed, "train_batch_size": batch}
     if not torch.accelerator.is_available():
         defaults["num_workers"] = 0  # anomalib's eight would take the processor from the training
     if "val_split_mode" in known and ValSplitMode(known["val_split_mode"].default) != ValSplitMode.FROM_DIR:
         defaults |= {"val_split_mode": ValSplitMode.FROM_TRAIN.value, "val_split_ratio": HELD_OUT}
-    return kind(**({key: value for key, value in defaults.items() if key in known} | dict(arguments)))
+    with _refusing_arguments(class_path):
+        return kind(**({key: value for key, value in defaults.items() if key in known} | dict(arguments)))

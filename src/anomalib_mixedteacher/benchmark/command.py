@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         ConfigurationError: If there is nothing to compare, or the plan cannot be understood.
+        DataError: If a folder's masks are not those of its images.
     """
     if arguments[:1] == ["speed"]:
         from anomalib_mixedteacher.benchmark import speed
@@ -66,7 +67,7 @@ def run(plan: Plan, folder: RunFolder, jobs: int = 1) -> int:
     """
     # imports torch and anomalib, which a wrong plan need not wait for
     from anomalib_mixedteacher.benchmark.build import build_data, check_model
-    from anomalib_mixedteacher.benchmark.export_speed import measure_speed
+    from anomalib_mixedteacher.benchmark.export_speed import known_speed, measure_speed
     from anomalib_mixedteacher.benchmark.runner import check_jobs, run_cells
     from anomalib_mixedteacher.benchmark.tables import write_tables
 
@@ -80,11 +81,12 @@ def run(plan: Plan, folder: RunFolder, jobs: int = 1) -> int:
         folder.set_cells(cells)
         try:
             run_cells(folder, cells, jobs)
-            speed = measure_speed(folder) if folder.results() else {}
+            tables = write_tables(folder, known_speed(folder))  # there even if timing breaks
+            if folder.results():
+                tables = write_tables(folder, measure_speed(folder))
         except KeyboardInterrupt:
             print("mixedteacher: interrupted; give the same command again to go on.", file=sys.stderr)
             return _INTERRUPTED
-        tables = write_tables(folder, speed)
     print(f"\n{tables}")
     print(f"results  {folder.path}: table.md, table.csv, table.json; 'mixedteacher report {folder.path}' shows them")
     return 1 if folder.failures() else 0
@@ -126,7 +128,7 @@ def _data(text: str, root: Path | None) -> dict[str, Any]:
 
 
 def _folder(folder: Path) -> dict[str, Any]:
-    """Make a data set, or one with categories, of a folder of images."""
+    """Make a data set, or one with categories, of a folder of images whose masks, if any, are complete."""
     if not folder.is_dir():
         msg = f"There is no folder {folder}: check the path."
         raise ConfigurationError(msg)
@@ -135,6 +137,11 @@ def _folder(folder: Path) -> dict[str, Any]:
     if not parts:
         msg = f"{folder} has no folder '{_GOOD}', nor have its subfolders: put good images into {folder / _GOOD}."
         raise ConfigurationError(msg)
+    for part in parts:
+        if (part / _BAD).is_dir() and (part / _MASK).is_dir():
+            from anomalib_mixedteacher.benchmark.masks import check_masks  # imports torchvision
+
+            check_masks(part / _BAD, part / _MASK)
     places = {"normal_dir": _GOOD, "abnormal_dir": _BAD, "mask_dir": _MASK}
     there = {name: place for name, place in places.items() if any((part / place).is_dir() for part in parts)}
     return {

@@ -1,4 +1,4 @@
-"""Latency and throughput of a benchmark's exports, all in turn within one process."""
+"""Latency and throughput of a benchmark's exports, those of one data set in turn within one process."""
 
 import json
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ _WARMUP = 5
 def measure_speed(folder: RunFolder, repetitions: int = REPETITIONS) -> dict[str, dict[str, float]]:
     """Time the exports of the first seed in float32 on all cores, one image at a time and many at once.
 
-    Ratios between models hold only where these were timed together. So whatever was measured before is kept if it has
-    every export, and measured anew otherwise.
+    Ratios between models hold only where these were timed together: the models of one data set are, and no more at a
+    time, since the compiled exports of a whole benchmark may not fit into memory. Whatever was measured before is kept
+    if it has every export, and measured anew otherwise.
 
     Args:
         folder: A run folder.
@@ -35,14 +36,23 @@ def measure_speed(folder: RunFolder, repetitions: int = REPETITIONS) -> dict[str
     """
     results = folder.results()
     first = [result for result in results if result.cell.seed == results[0].cell.seed]
-    known: dict[str, dict[str, float]] = json.loads(folder.speed.read_text()) if folder.speed.exists() else {}
+    known = known_speed(folder)
     if {result.cell.name for result in first} <= known.keys():
         return known
     speed: dict[str, dict[str, float]] = {}
-    for size, cells in group(first, "image_size").items():
-        speed |= _measure(folder, cells, int(size), repetitions)
+    for of_data in group(first, "data").values():
+        for size, cells in group(of_data, "image_size").items():
+            speed |= _measure(folder, cells, int(size), repetitions)
     folder.write(folder.speed, dict(speed))
     return speed
+
+
+def known_speed(folder: RunFolder) -> dict[str, dict[str, float]]:
+    """Read what was measured before, by cell name; nothing where nothing was."""
+    known: dict[str, dict[str, float]] = {}
+    if folder.speed.exists():
+        known = json.loads(folder.speed.read_text(encoding="utf-8"))
+    return known
 
 
 def _measure(folder: RunFolder, results: Sequence[Result], size: int, repetitions: int) -> dict[str, dict[str, float]]:
@@ -50,9 +60,9 @@ def _measure(folder: RunFolder, results: Sequence[Result], size: int, repetition
     image = np.random.default_rng(0).random((1, 3, size, size), np.float32)
     seconds = latencies(files, image, None, repetitions, _WARMUP)
     rates = throughputs(files, image, None, repetitions)
-    references = {result.cell.data: result.cell.name for result in results if result.cell.model == REFERENCE}
+    reference = next((result.cell.name for result in results if result.cell.model == REFERENCE), None)
     speed = {}
-    for result, file in zip(results, files, strict=True):
+    for file in files:
         taken = seconds[file.label]
         speed[file.name] = {
             "latency_ms": float(np.median(taken)) * 1e3,
@@ -60,6 +70,6 @@ def _measure(folder: RunFolder, results: Sequence[Result], size: int, repetition
         }
         with suppress(ExportedModelError):
             speed[file.name]["gmacs"] = count_macs(file.read_static(size)) / 1e9
-        if result.cell.data in references:
-            speed[file.name]["latency_ratio"] = float(np.median(taken / seconds[references[result.cell.data]]))
+        if reference is not None:
+            speed[file.name]["latency_ratio"] = float(np.median(taken / seconds[reference]))
     return speed

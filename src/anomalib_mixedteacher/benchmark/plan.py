@@ -38,6 +38,7 @@ _BATCH = {**dict.fromkeys(MODELS, 8), "EfficientAd": 1}
 _OTHER_BATCH = 32
 _ONE_PASS = ("Patchcore", "Padim", "Dfm", "Dfkde", "WinClip")
 ALL = "all"
+_LARGEST_SEED = 2**32 - 1  # Lightning takes 0 in the place of a seed that numpy cannot have
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class ModelEntry:
     epochs: int | None = None
     batch: int | None = None
     image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for what in ("epochs", "batch", "image_size"):
+            if getattr(self, what) is not None:
+                _check_count(f"{self.label}: {what}", getattr(self, what))
 
     @property
     def label(self) -> str:
@@ -97,16 +103,16 @@ class DataEntry:
         return {**arguments, "root": str(root), "name": category}
 
     def _listed(self) -> list[str]:
-        if not isinstance(self.categories, str):
-            return [str(category) for category in self.categories or ()]
+        if isinstance(self.categories, list) and self.categories:
+            return [str(category) for category in self.categories]
         root, good = Path(self.init_args.get("root", ".")), self.init_args.get("normal_dir", "good")
         found = (
             sorted(path.name for path in root.glob("[!.]*") if (path / str(good)).is_dir()) if self.is_folder else []
         )
         if self.categories != ALL or not found:
             msg = (
-                f"categories of {self.label}: give a list, or '{ALL}' for the subfolders of a Folder's root that hold "
-                f"good images ({root}/*/{good})."
+                f"categories of {self.label}: give a list of one or more, or '{ALL}' for the subfolders of a Folder's "
+                f"root that hold good images ({root}/*/{good})."
             )
             raise ConfigurationError(msg)
         return found
@@ -140,6 +146,13 @@ class Plan:
             if not entries:
                 msg = f"The benchmark has no {what}: give at least one."
                 raise ConfigurationError(msg)
+        for seed in self.seeds:
+            if not _is_whole(seed) or not 0 <= seed <= _LARGEST_SEED:
+                msg = f"The seeds hold {seed!r}: give whole numbers from 0 to {_LARGEST_SEED}."
+                raise ConfigurationError(msg)
+        if not isinstance(self.teacher_weights, str):
+            msg = f"teacher_weights is {self.teacher_weights!r}: name a source, such as imagenet, random or a folder."
+            raise ConfigurationError(msg)
         if double := _double([model.label for model in self.models]):
             msg = f"Several models are called {double}: give each a name of its own ('name')."
             raise ConfigurationError(msg)
@@ -147,9 +160,7 @@ class Plan:
             msg = f"The seeds name {double} more than once: give each seed once."
             raise ConfigurationError(msg)
         for what in ("image_size", "epochs"):
-            if not isinstance(getattr(self, what), int) or getattr(self, what) < 1:
-                msg = f"{what} is {getattr(self, what)!r}: give a whole number from 1 on."
-                raise ConfigurationError(msg)
+            _check_count(what, getattr(self, what))
 
     def cells(self) -> list[Cell]:
         """List what is to be trained, all models of one data set and seed after another.
@@ -181,9 +192,9 @@ class Plan:
             data_args=dict(data_args),
             seed=seed,
             teacher_weights=self.teacher_weights,
-            image_size=model.image_size or self.image_size,
-            epochs=model.epochs or (1 if kind in _ONE_PASS else self.epochs),
-            batch=model.batch or usual_batch(kind),
+            image_size=self.image_size if model.image_size is None else model.image_size,
+            epochs=(1 if kind in _ONE_PASS else self.epochs) if model.epochs is None else model.epochs,
+            batch=usual_batch(kind) if model.batch is None else model.batch,
             alarm_rate=self.alarm_rate,
         )
 
@@ -226,7 +237,9 @@ def parse_plan(values: Any, where: str) -> Plan:
     for name, kind in {"models": ModelEntry, "data": DataEntry}.items():
         values[name] = [_entry(entry, kind, f"{where}, {name}") for entry in _listed(values.get(name), name, where)]
     if "seeds" in values:
-        values["seeds"] = [int(seed) for seed in _listed(values["seeds"], "seeds", where)]
+        values["seeds"] = list(_listed(values["seeds"], "seeds", where))
+    if "alarm_rate" in values:
+        values["alarm_rate"] = _share(values["alarm_rate"], "alarm_rate")
     return Plan(**values)
 
 
@@ -237,7 +250,35 @@ def _entry(entry: Any, kind: type, where: str) -> Any:
     if "class_path" not in checked:
         msg = f"{where}: an entry has no class_path: name the class."
         raise ConfigurationError(msg)
-    return kind(**checked)
+    name = checked["class_path"]
+    if not isinstance(name, str):
+        msg = f"{where}: class_path is {name!r}: name the class."
+        raise ConfigurationError(msg)
+    arguments = checked.get("init_args")
+    if not isinstance(arguments, dict | None):
+        msg = f"{where}, {name}: init_args is {arguments!r}: give keys and values, or leave it out."
+        raise ConfigurationError(msg)
+    return kind(**checked | {"init_args": arguments or {}})  # YAML has None where nothing stands behind the colon
+
+
+def _share(value: Any, what: str) -> float:
+    try:
+        if isinstance(value, int | float | str):
+            return float(value) if isinstance(value, str) else value  # PyYAML takes 5e-2 for text
+    except ValueError:
+        pass
+    msg = f"{what} is {value!r}: give a share above 0 and below 1, such as 0.05."
+    raise ConfigurationError(msg)
+
+
+def _check_count(what: str, value: Any) -> None:
+    if not _is_whole(value) or value < 1:
+        msg = f"{what} is {value!r}: give a whole number from 1 on."
+        raise ConfigurationError(msg)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _listed(entries: Any, name: str, where: str) -> Sequence[Any]:

@@ -3,7 +3,7 @@
 ::
 
     RUN/benchmark.yaml                 what was asked for, every default written out
-    RUN/cells.json                     names of its cells, in order
+    RUN/cells.json                     its cells by name, in order
     RUN/cells/<name>/result.json       a finished cell: see :class:`~.result.Result`
     RUN/cells/<name>/predictions.npz   its raw scores and maps of the test images
     RUN/cells/<name>/export/           its export to OpenVINO
@@ -135,7 +135,7 @@ class RunFolder:
 
     def set_cells(self, cells: Sequence[Cell]) -> None:
         """Say which cells the benchmark has: others in the folder are an earlier plan's."""
-        self.write(self._index, {"cells": [cell.name for cell in cells]})
+        self.write(self._index, {"cells": {cell.name: asdict(cell) for cell in cells}})
 
     def results(self) -> list[Result]:
         """Read the results of the finished cells, in the benchmark's order.
@@ -161,6 +161,20 @@ class RunFolder:
                 failures.append(Failure(results[name].cell, _MISLABELLED))
         return failures
 
+    def unfinished(self) -> dict[str, Cell | None]:
+        """Give the planned cells that have neither finished nor failed, by name, in the benchmark's order.
+
+        Returns:
+            Cells; ``None`` for each where an earlier version wrote the index, which holds names alone.
+
+        Raises:
+            ConfigurationError: If the folder is no benchmark's.
+        """
+        done = {*self._read(), *(failure.cell.name for failure in self.failures())}
+        planned = self._planned()
+        values = planned if isinstance(planned, dict) else dict.fromkeys(planned)
+        return {name: Cell(**cell) if cell else None for name, cell in values.items() if name not in done}
+
     def _read(self) -> dict[str, Result]:
         paths = {name: self.path / "cells" / name / "result.json" for name in self._names()}
         return {n: Result.from_json(path.read_text(encoding="utf-8")) for n, path in paths.items() if path.exists()}
@@ -170,11 +184,14 @@ class RunFolder:
         return self.path / "cells.json"
 
     def _names(self) -> list[str]:
+        return list(self._planned())
+
+    def _planned(self) -> dict[str, dict[str, Any]] | list[str]:
         if not self._index.exists():
             msg = f"{self.path} is not the folder of a benchmark: give the --output of 'mixedteacher benchmark'."
             raise ConfigurationError(msg)
-        names: list[str] = json.loads(self._index.read_text(encoding="utf-8"))["cells"]
-        return names
+        planned: dict[str, dict[str, Any]] | list[str] = json.loads(self._index.read_text(encoding="utf-8"))["cells"]
+        return planned
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import openvino
+from anomalib.data import AnomalibDataModule
 from numpy.typing import NDArray
 
 from anomalib_mixedteacher import __version__
@@ -38,8 +39,10 @@ from anomalib_mixedteacher.errors import ConfigurationError
 _EPILOG = (
     "Patchcore needs several GB while it is fitted: leave the environment variables MALLOC_MMAP_THRESHOLD_, "
     "MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ unset, with them it ran out of memory. Nothing is downloaded: with "
-    "--teacher-weights random every model can be had; EfficientAd is exported untrained."
+    "--teacher-weights random every model can be had; EfficientAd is exported untrained. Files of --files are scored "
+    "only with --data: an AUROC on images that they were not made for says nothing."
 )
+_DATA = ("SyntheticTextures", "MagneticTile")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,8 +66,10 @@ def main(arguments: Sequence[str]) -> None:
     for path in given.values():
         ExportedFile("", path).read_static(settings.image_size)  # before hours of training, not after
     settings.output.mkdir(parents=True, exist_ok=True)
+    unscored = set() if settings.data else set(given)
+    settings.data = settings.data or _DATA[0]
     paths = prepare_models(settings) | given
-    report = measure(settings, paths, shlex.join(["mixedteacher", "benchmark", *arguments]))
+    report = measure(settings, paths, shlex.join(["mixedteacher", "benchmark", *arguments]), unscored)
     text = markdown(report)
     (settings.output / "speed.md").write_text(text)
     (settings.output / "speed.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
@@ -73,13 +78,16 @@ def main(arguments: Sequence[str]) -> None:
     print(f"report  {settings.output / 'speed.md'}, speed.json, speed.png")
 
 
-def measure(settings: argparse.Namespace, paths: dict[str, Path], command: str) -> Report:
+def measure(
+    settings: argparse.Namespace, paths: dict[str, Path], command: str, unscored: Collection[str] = ()
+) -> Report:
     """Measure exported files.
 
     Args:
         settings: The parsed command line.
         paths: The files' paths, by model.
         command: The command line, for the report.
+        unscored: Models that have no AUROC on the data of the command line.
 
     Returns:
         The report; layer times are written to the output folder where they were asked for.
@@ -97,7 +105,9 @@ def measure(settings: argparse.Namespace, paths: dict[str, Path], command: str) 
         seconds, rates = _run(files, image, threads, settings)
         peaks[threads] = max(before, measure_peak(threads))
         timings[threads] = _timings(files, seconds, rates, gmacs, peaks[threads])
-    rows = _rows(files, gmacs, timings, settings)
+    scored = paths.keys() - ({UNTRAINED} & set(settings.models)) - set(unscored)
+    data = prepare_data(settings) if scored else None
+    rows = [_row(file, gmacs, timings, settings, data if file.name in scored else None) for file in files]
     if settings.profile:
         for file in files:
             table = layer_table(file.label, layer_times(file, image, settings.repetitions))
@@ -115,6 +125,7 @@ def measure(settings: argparse.Namespace, paths: dict[str, Path], command: str) 
         peak_gmacs_per_second=peaks,
         rows=rows,
         products=compare_products(own, size, settings.cold_starts) if own else None,
+        data="/".join(filter(None, [settings.data, data.category])) if data else None,
     )
 
 
@@ -163,33 +174,27 @@ def _timings(
     return timings
 
 
-def _rows(
-    files: Sequence[ExportedFile],
+def _row(
+    file: ExportedFile,
     gmacs: dict[str, float],
     timings: dict[int, dict[str, Timing]],
     settings: argparse.Namespace,
-) -> list[Row]:
-    test = prepare_data(settings).test_data
-    rows = []
-    for file in files:
-        _say(f"Scoring {file.label}, and starting it anew ...")
-        trained = file.name != UNTRAINED or UNTRAINED not in settings.models
-        score = score_file(file, test) if trained else None
-        rows.append(
-            Row(
-                model=file.label,
-                path=str(file.path),
-                size_mb=sum(path.stat().st_size for path in (file.path, file.path.with_suffix(".bin"))) / 1e6,
-                memory_mb=measure_memory(file, settings.image_size),
-                cold_start_s=measure_cold_start(file, settings.image_size, settings.cold_starts),
-                gmacs=gmacs[file.label],
-                trained=trained,
-                auroc=score.auroc if score else None,
-                mostly_tied=score.mostly_tied if score else False,
-                timings={threads: by_label[file.label] for threads, by_label in timings.items()},
-            )
-        )
-    return rows
+    data: AnomalibDataModule | None,
+) -> Row:
+    _say(f"Scoring {file.label}, and starting it anew ..." if data else f"Starting {file.label} anew ...")
+    score = score_file(file, data.test_data) if data else None
+    return Row(
+        model=file.label,
+        path=str(file.path),
+        size_mb=sum(path.stat().st_size for path in (file.path, file.path.with_suffix(".bin"))) / 1e6,
+        memory_mb=measure_memory(file, settings.image_size),
+        cold_start_s=measure_cold_start(file, settings.image_size, settings.cold_starts),
+        gmacs=gmacs[file.label],
+        trained=file.name != UNTRAINED or UNTRAINED not in settings.models,
+        auroc=score.auroc if score else None,
+        mostly_tied=score.mostly_tied if score else False,
+        timings={threads: by_label[file.label] for threads, by_label in timings.items()},
+    )
 
 
 def _say(text: str) -> None:
@@ -223,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the models, which are kept, and the report"
     )
-    parser.add_argument("--data", choices=["MagneticTile", "SyntheticTextures"], default="SyntheticTextures")
+    parser.add_argument(
+        "--data", choices=_DATA, help=f"trains and scores, and scores --files if it is given; default: {_DATA[0]}"
+    )
     parser.add_argument("--root", help="folder of the magnetic tiles")
     parser.add_argument("--image-size", type=_positive, default=256, help="side in pixels")
     parser.add_argument("--images", type=_positive, default=64, help="good training images")

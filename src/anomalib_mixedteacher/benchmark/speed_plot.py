@@ -37,7 +37,8 @@ def plot(report: Report, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("latency of one image in ms: median and quartiles")
-    axes.set_title(f"{report.image_size} x {report.image_size} pixels, {report.cpu}", fontsize=9)
+    scored = f", AUROC on {report.data}" if report.data else ""
+    axes.set_title(f"{report.image_size} x {report.image_size} pixels{scored}, {report.cpu}", fontsize=9)
     axes.grid(axis="x", which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

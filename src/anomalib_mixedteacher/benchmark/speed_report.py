@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 UNTRAINED_NOTE = (
     "\\* Not trained, since its weights and images would have to be downloaded; speed does not depend on it."
 )
+UNSCORED_NOTE = (
+    "‡ Not scored: this command did not train the file and was given no --data to score it on, or the file has no "
+    "image score."
+)
 TIED_NOTE = (
     "† More than half of the image scores are 0 or 1, where the exported normalisation clamps them: such images "
     "cannot be ranked, and the AUROC is not that of the model's raw scores."
@@ -49,7 +53,7 @@ class Row:
         cold_start_s: Seconds from the start of a process to its first result, with a warm model cache.
         gmacs: 10^9 multiply-adds of one image.
         trained: Whether the weights come from training.
-        auroc: Image AUROC of the file in ``[0, 1]``.
+        auroc: Image AUROC of the file in ``[0, 1]``; ``None`` where it was not scored.
         mostly_tied: More than half of the scores are clamped.
         timings: By number of cores.
     """
@@ -82,6 +86,7 @@ class Report:
         peak_gmacs_per_second: Float32 matrix-product rate by number of cores, in 10^9 multiply-adds a second.
         rows: The files.
         products: Cold start in seconds of the edge detector and of anomalib's inferencer on the MixedTeacher file.
+        data: Name of the data set that the AUROC is of; ``None`` where no file was scored.
     """
 
     command: str
@@ -95,6 +100,7 @@ class Report:
     peak_gmacs_per_second: dict[int, float]
     rows: list[Row]
     products: dict[str, float] | None
+    data: str | None = None
 
 
 def markdown(report: Report) -> str:
@@ -114,6 +120,7 @@ def markdown(report: Report) -> str:
         f"- {report.date}, anomalib-mixedteacher {report.version}, OpenVINO {report.openvino}",
         f"- {report.cpu}, {_cores(report.cores)}",
         f"- {report.image_size} x {report.image_size} pixels, batch 1, {report.repetitions} interleaved repetitions",
+        *([f"- image AUROC on the test images of {report.data}"] if report.data else []),
         "",
         *_files_table(report.rows),
     ]
@@ -123,6 +130,8 @@ def markdown(report: Report) -> str:
     lines += ["", COLUMNS_NOTE]
     if not all(row.trained for row in report.rows):
         lines += ["", UNTRAINED_NOTE]
+    if any(_unscored(row) for row in report.rows):
+        lines += ["", UNSCORED_NOTE]
     if any(row.mostly_tied for row in report.rows):
         lines += ["", TIED_NOTE]
     if report.products:
@@ -133,7 +142,8 @@ def markdown(report: Report) -> str:
 def _files_table(rows: Sequence[Row]) -> list[str]:
     body = []
     for row in rows:
-        auroc = _number(row.auroc, 3) + ("†" if row.mostly_tied else "") + ("" if row.trained else " \\*")
+        mark = "†" if row.mostly_tied else " ‡" if _unscored(row) else "" if row.trained else " \\*"
+        auroc = _number(row.auroc, 3) + mark
         numbers = [_number(row.size_mb, 1), _number(row.memory_mb, 0), _number(row.cold_start_s, 2)]
         body.append([row.model, *numbers, _number(row.gmacs, 2), auroc])
     head = ["model", "file MB", "peak memory MB", "cold start s", "multiply-adds G", "image AUROC"]
@@ -161,6 +171,10 @@ def _products_line(products: dict[str, float]) -> str:
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body]]
+
+
+def _unscored(row: Row) -> bool:
+    return row.trained and row.auroc is None
 
 
 def _number(value: float | None, digits: int) -> str:

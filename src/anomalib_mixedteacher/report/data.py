@@ -28,6 +28,8 @@ class Run:
         plan: Text of ``benchmark.yaml``.
         results: One result for each model, data set and seed that finished, in the benchmark's order.
         failures: The cells that failed.
+        waiting: The cells that have neither finished nor failed yet.
+        left: How many these are; an earlier version's folder tells their number alone.
         speed: By name of cell, any of :data:`SPEED`.
         no_speed: Why a cell that is not in ``speed`` is not there.
     """
@@ -36,17 +38,19 @@ class Run:
     plan: str
     results: Sequence[Result]
     failures: Sequence[Failure]
+    waiting: Sequence[Cell]
+    left: int
     speed: Speed
     no_speed: str
 
     @property
     def models(self) -> list[str]:
-        """Names of all models, failed ones included."""
+        """Names of all models, failed and waiting ones included."""
         return list(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
     def data_sets(self) -> list[str]:
-        """Names of all data sets, also where every cell failed."""
+        """Names of all data sets, also where no cell has finished."""
         return list(dict.fromkeys(cell.data for cell in self.cells))
 
     @property
@@ -56,8 +60,21 @@ class Run:
 
     @property
     def cells(self) -> list[Cell]:
-        """The finished cells, then the failed ones."""
-        return [*(result.cell for result in self.results), *(failure.cell for failure in self.failures)]
+        """The finished cells, then the failed ones, then the waiting ones."""
+        finished = [result.cell for result in self.results]
+        return [*finished, *(failure.cell for failure in self.failures), *self.waiting]
+
+    @property
+    def unfinished(self) -> str:
+        """A sentence on how much of the benchmark has been done; empty where it is all of it."""
+        if not self.left:
+            return ""
+        finished, failed = len(self.results), len(self.failures)
+        return (
+            f"{finished} of {finished + failed + self.left} trainings {'has' if finished == 1 else 'have'} finished"
+            f"{f' and {failed} failed' if failed else ''}; {self.left} {'is' if self.left == 1 else 'are'} still to "
+            "come: all figures are of what is there, and the order of the models may change."
+        )
 
     def of(self, model: str, data: str) -> list[Result]:
         """Give the results of a model on a data set, by ascending seed."""
@@ -67,6 +84,13 @@ class Run:
     def failed(self, model: str, data: str) -> list[Failure]:
         """Give the failures of a model on a data set."""
         return [failure for failure in self.failures if (failure.cell.model, failure.cell.data) == (model, data)]
+
+    def awaited(self, model: str, data: str) -> list[str]:
+        """Say in sentences which trainings of a model on a data set have not finished yet."""
+        seeds = sorted(cell.seed for cell in self.waiting if (cell.model, cell.data) == (model, data))
+        if len(self.seeds) == 1:
+            return ["This training has not finished yet." for _ in seeds]
+        return [f"The training with seed {seed} has not finished yet." for seed in seeds]
 
     def has(self, result: Result, name: str) -> bool:
         """Tell whether a result has a figure, and this is a finite number."""
@@ -105,7 +129,7 @@ def read_run(path: Path) -> Run:
     """
     folder = RunFolder(path)
     try:
-        results, failures = folder.results(), folder.failures()
+        results, failures, unfinished = folder.results(), folder.failures(), folder.unfinished()
         plan = folder.plan.read_text(encoding="utf-8")
     except MixedTeacherError:
         raise
@@ -116,7 +140,8 @@ def read_run(path: Path) -> Run:
         msg = f"Nothing has finished in {path} yet: wait for the benchmark's first training."
         raise DataError(msg)
     speed, no_speed = _read_speed(folder.speed)
-    return Run(folder, plan, results, failures, speed, no_speed)
+    waiting = [cell for cell in unfinished.values() if cell is not None]
+    return Run(folder, plan, results, failures, waiting, len(unfinished), speed, no_speed)
 
 
 def _read_speed(path: Path) -> tuple[dict[str, dict[str, float]], str]:

@@ -105,13 +105,15 @@ def _data_set(run: Run, data: str, models: list[str], drawn: Mapping[str, Any], 
 
 
 def _notes(run: Run) -> list[str]:
-    """Gather the results' notes, each with the cells that it is about."""
+    """Gather the results' notes, each with the cells that it is about, behind what tells a partial report."""
     about: dict[str, list[str]] = {}
     for result in run.results:
         for note in result.notes:
             about.setdefault(note, []).append(f"{result.cell.model} on {result.cell.data}, seed {result.cell.seed}")
     everywhere = len(run.results)
-    return [note if len(cells) == everywhere else f"{note} ({'; '.join(cells)})" for note, cells in about.items()]
+    unfinished = [run.unfinished] if run.left else []
+    notes = [note if len(cells) == everywhere else f"{note} ({'; '.join(cells)})" for note, cells in about.items()]
+    return unfinished + notes
 
 
 def _made(run: Run) -> dict[str, list[str]]:

@@ -54,6 +54,7 @@ def recall_table(run: Run, data: str, models: list[str]) -> RecallTable:
         if not any(numbers.images for numbers in counts[model].values()):
             reasons = [run.reason(result, "false_alarm_rate") for result in run.of(model, data)]
             reasons += [f"the training with seed {failure.cell.seed} failed." for failure in run.failed(model, data)]
+            reasons += [sentence[0].lower() + sentence[1:] for sentence in run.awaited(model, data)]
             missing.append(f"{model}: {' '.join(dict.fromkeys(reasons)) or 'it was not trained on this data set.'}")
     present = [model for model in models if any(numbers.images for numbers in counts[model].values())]
     kinds = {kind for model in present for kind in counts[model]} - {GOOD}

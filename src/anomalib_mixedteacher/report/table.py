@@ -67,10 +67,11 @@ def on_data_set(run: Run, model: str, data: str, column: Column) -> Value:
     failed = [f"The training with seed {failure.cell.seed} failed: see above." for failure in run.failed(model, data)]
     known = [result for result in results if run.has(result, column.name)]
     lacking = _unique([run.reason(result, column.name) for result in results if result not in known])
-    notes = _unique([*lacking, *failed])
+    awaited = run.awaited(model, data)
+    notes = _unique([*lacking, *failed, *awaited])
     if not known:
         return Value(None, notes=notes or ("It was not trained on this data set.",))
-    return _mean(run, known, column, len(results) + len(failed), notes)
+    return _mean(run, known, column, len(results) + len(failed) + len(awaited), notes)
 
 
 def overall(run: Run, model: str, column: Column) -> Value:

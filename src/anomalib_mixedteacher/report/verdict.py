@@ -14,12 +14,13 @@ def verdict(run: Run) -> dict[str, str]:
     Returns:
         Sentences by a heading of a word or two.
     """
+    unfinished = {"Unfinished": run.unfinished} if run.left else {}
     if not run.results:
-        return {"No result": f"{_failures(len(run.failures))}, none finished: the reasons are below."}
+        return unfinished | {"No result": f"{_failures(len(run.failures))}, none finished: the reasons are below."}
     said = {"Accuracy": _best(run), "At the threshold": _at_threshold(run), "Speed": _fastest(run)}
     if run.failures:
         said["Incomplete"] = [f"{_failures(len(run.failures))}: the reasons are below."]
-    return {heading: " ".join(sentences) for heading, sentences in said.items() if sentences}
+    return unfinished | {heading: " ".join(sentences) for heading, sentences in said.items() if sentences}
 
 
 def _best(run: Run) -> list[str]:
@@ -32,7 +33,8 @@ def _best(run: Run) -> list[str]:
         extent = _extent(len(averaged_over(run, BY_NAME[name])), best.seeds)
         figure = f"{'image' if name == 'image_AUROC' else 'pixel'} AUROC {_written(name, best)}{extent}"
         if not others:
-            only = "" if len(run.models) == 1 else ", the only model that has one on every data set"
+            so_far = " so far" if run.left else ""
+            only = "" if len(run.models) == 1 else f", the only model that has one on every data set{so_far}"
             return [f"{first}{only}: {figure}."]
         second, value = others[0]
         gap = (best.mean or 0) - (value.mean or 0)

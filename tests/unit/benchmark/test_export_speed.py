@@ -1,11 +1,14 @@
 """Latency of a benchmark's exports over the reference's on the same data, and their multiply-adds."""
 
+import json
+
 import numpy as np
 import openvino
 import pytest
 from openvino import opset13
 
-from anomalib_mixedteacher.benchmark import export_speed
+from anomalib_mixedteacher.benchmark import command, export_speed, runner
+from anomalib_mixedteacher.benchmark.plan import DataEntry, ModelEntry, Plan
 from anomalib_mixedteacher.benchmark.result import Calibration, Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
 
@@ -32,12 +35,12 @@ def folder(tmp_path):
 
 
 def test_measures_against_the_reference(folder, monkeypatch):
+    together = []
+    taken = {result.cell.name: SECONDS[result.cell.model, result.cell.data] for result in folder.results()}
+
     def latencies(files, *_):
-        taken = [SECONDS[result.cell.model, result.cell.data] for result in folder.results()]
-        return {
-            file.label: np.array([seconds, 5 * seconds, 4 * seconds])
-            for file, seconds in zip(files, taken, strict=True)
-        }
+        together.append(len(files))
+        return {file.label: taken[file.name] * np.array([1, 5, 4]) for file in files}
 
     monkeypatch.setattr(export_speed, "latencies", latencies)
     monkeypatch.setattr(export_speed, "throughputs", lambda files, *_: {file.label: 7.0 for file in files})
@@ -47,5 +50,25 @@ def test_measures_against_the_reference(folder, monkeypatch):
     assert stfpm == {"latency_ms": 4000.0, "latency_ratio": 1.0, **shared}
     assert weave == {"latency_ms": 8000.0, "latency_ratio": 2.0, **shared}
     assert grain == {"latency_ms": 12000.0, **shared}
+    assert together == [2, 1]  # models of one data set are compared, so no others are in memory
     monkeypatch.setattr(export_speed, "latencies", None)
     assert export_speed.measure_speed(folder) == speed  # kept
+
+
+def test_tables_are_there_when_the_timing_breaks(folder, monkeypatch):
+    plan = Plan([ModelEntry("Stfpm")], [DataEntry("SyntheticTextures")])
+    cells = [result.cell for result in folder.results()]
+    known = {cells[0].name: {"latency_ms": 4000.0}}
+    folder.write(folder.speed, known)
+
+    def latencies(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Plan, "cells", lambda _: cells)
+    monkeypatch.setattr(runner, "run_cells", lambda *_: None)
+    monkeypatch.setattr(export_speed, "latencies", latencies)
+    with pytest.raises(MemoryError):
+        command.run(plan, folder)
+    written = json.loads((folder.path / "table.json").read_text())
+    assert written["cells"][cells[0].name]["latency_ms"] == 4000.0
+    assert written["cells"].keys() == {cell.name for cell in cells}

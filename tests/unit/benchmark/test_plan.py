@@ -2,10 +2,13 @@
 
 import pytest
 import yaml
+from anomalib.data.datasets.image.folder import FolderDataset
+from anomalib.data.errors import MisMatchError
 
 from anomalib_mixedteacher.benchmark import command
+from anomalib_mixedteacher.benchmark.build import build, build_data
 from anomalib_mixedteacher.benchmark.plan import parse_plan, read_plan
-from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
+from anomalib_mixedteacher.errors import ConfigurationError, DataError, MixedTeacherError, sentence
 
 PLAN = """
 models:
@@ -113,6 +116,22 @@ def test_a_category_that_lacks_defects_takes_them_from_no_other(tmp_path):
         ({"image_size": "big"}, "image_size is 'big'"),
         ({"alarm_rate": 5}, "An alarm rate of 5 makes no sense"),
         ({"data": [{"class_path": "MVTecAD", "categories": "all"}]}, "categories of MVTecAD: give a list"),
+        ({"data": [{"class_path": "MVTecAD", "categories": []}]}, "categories of MVTecAD: give a list"),
+        ({"data": [{"class_path": "MVTecAD", "categories": 3}]}, "categories of MVTecAD: give a list"),
+        ({"models": [{"class_path": "Stfpm", "epochs": 0}]}, "Stfpm: epochs is 0: give a whole number from 1 on"),
+        ({"models": [{"class_path": "Stfpm", "image_size": 0}]}, "Stfpm: image_size is 0: give a whole number"),
+        ({"models": [{"class_path": "Stfpm", "batch": 0}]}, "Stfpm: batch is 0: give a whole number"),
+        ({"models": [{"class_path": "Stfpm", "batch": "8"}]}, "Stfpm: batch is '8': give a whole number"),
+        ({"models": [{"class_path": "Stfpm", "init_args": [1]}]}, "Stfpm: init_args is .1.: give keys and values"),
+        ({"models": [{"class_path": 3}]}, "class_path is 3: name the class"),
+        ({"models": [3]}, "models is not made of keys and values"),
+        ({"epochs": True}, "epochs is True: give a whole number"),
+        ({"alarm_rate": "a lot"}, "alarm_rate is 'a lot': give a share above 0 and below 1"),
+        ({"alarm_rate": None}, "alarm_rate is None: give a share above 0 and below 1"),
+        ({"seeds": ["a"]}, "The seeds hold 'a': give whole numbers from 0 to 4294967295"),
+        ({"seeds": [1.5]}, "The seeds hold 1.5: give whole numbers"),
+        ({"seeds": [-1]}, "The seeds hold -1: give whole numbers"),
+        ({"teacher_weights": None}, "teacher_weights is None: name a source"),
     ],
 )
 def test_mistakes_are_one_sentence(change, sentence):
@@ -120,6 +139,46 @@ def test_mistakes_are_one_sentence(change, sentence):
     with pytest.raises(MixedTeacherError, match=sentence) as raised:
         parse_plan(values, "plan.yaml").cells()
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_that_yaml_takes_for_text_and_empty_arguments_are_understood():
+    text = """
+models: [{class_path: Stfpm, init_args: }]
+data: [{class_path: SyntheticTextures, init_args: , categories: }]
+alarm_rate: 5e-2
+"""
+    (cell,) = parse_plan(yaml.safe_load(text), "plan.yaml").cells()
+    assert (cell.alarm_rate, cell.init_args, cell.data_args) == (0.05, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: build_data("Folder", {"root": "x"}, 0, 8), "Folder needs name, normal_dir: write a .* --folder"),
+        (lambda: build_data("MVTecAD", {"val_split_mode": "none at all"}, 0, 8), "MVTecAD cannot take its arguments"),
+        (lambda: build_data("SyntheticTextures", {"seed": []}, 0, 8), "SyntheticTextures cannot take its arguments"),
+        (lambda: build("Msfd", "random", 64, nonsense=3), "Msfd cannot take its arguments .*'nonsense'"),
+        (lambda: build("Stfpm", "random", 64, nonsense=3), "Stfpm cannot take its arguments .*'nonsense'"),
+    ],
+)
+def test_arguments_that_a_constructor_does_not_take_are_one_sentence(build, sentence):
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
+        build()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("bad", "masks"), [(4, 3), (3, 4), (4, 1)])
+def test_masks_that_are_too_few_or_too_many_for_anomalib_are_one_sentence(tmp_path, bad, masks):
+    for kind, count in {"good": 3, "bad": bad, "mask": masks}.items():
+        (tmp_path / kind).mkdir()
+        for index in range(count):
+            (tmp_path / kind / f"{index}.png").touch()
+    with pytest.raises((ValueError, MisMatchError)) as raised:
+        FolderDataset("parts", "good", root=tmp_path, abnormal_dir="bad", mask_dir="mask")
+    said = sentence(raised.value)
+    assert said is not None
+    assert said.startswith("The defective images and their masks do not match")
+    assert "leave mask_dir out" in said
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -188,6 +247,40 @@ class TestCommandLine:
     def test_mistakes_are_one_sentence(self, arguments, sentence):
         with pytest.raises(ConfigurationError, match=sentence):
             command.main([*arguments, "--output", "run"])
+
+    @pytest.mark.parametrize(
+        ("images", "masks", "sentence"),
+        [
+            (["0", "1", "2"], ["0", "2"], r"bad/1\.png has no mask in .*/mask: draw it .* the same name"),
+            (["1", "10"], ["10"], r"bad/1\.png has no mask"),
+            (["1", "10"], ["10_mask"], r"bad/1\.png has no mask"),
+            (["0"], [], r"bad/0\.png has no mask"),
+            (["0"], ["0", "7"], r"mask/7\.png is the mask of no image in .*/bad"),
+            (["0"], ["0", "0_mask"], r"do not pair one by one"),
+        ],
+    )
+    def test_images_without_masks_are_named_before_training(self, tmp_path, images, masks, sentence):
+        self.write(tmp_path, images, masks)
+        with pytest.raises(DataError, match=sentence):
+            command.main(["--folder", str(tmp_path), "--output", str(tmp_path / "run")])
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("images", "masks"), [(["0", "1"], ["0", "1"]), (["a/0", "b/0"], ["a/0_mask", "b/0_mask"])]
+    )
+    def test_masks_that_anomalib_pairs_with_images_are_taken(self, monkeypatch, tmp_path, images, masks):
+        self.write(tmp_path, images, masks)
+        (tmp_path / "bad" / "notes.txt").touch()
+        plan, _, _ = self.plan(monkeypatch, "--folder", str(tmp_path))
+        assert plan.cells()[0].data_args["mask_dir"] == "mask"
+
+    def write(self, folder, images, masks):
+        for place, names in {"good": ["0"], "bad": images, "mask": masks}.items():
+            (folder / place).mkdir()
+            for name in names:
+                path = folder / place / f"{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
 
     def test_an_empty_folder_is_told_where_good_images_go(self, tmp_path):
         with pytest.raises(ConfigurationError, match="has no folder 'good'"):

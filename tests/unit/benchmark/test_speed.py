@@ -145,6 +145,9 @@ def test_report_as_text():
     assert "\\* Not trained" in text
     assert "† More than half" in text
     assert "EdgeDetector 0.50 s, anomalib's OpenVINOInferencer 5.00 s, 10.0 times as long" in text
+    assert "AUROC on the test images" not in text
+    named = markdown(Report(*head, {1: 53.3}, rows, None, data="MagneticTile"))
+    assert "- image AUROC on the test images of MagneticTile" in named.splitlines()
     plain = markdown(Report(*head, {1: 53.3}, rows[:0], None))
     assert "†" not in plain
     assert "Not trained" not in plain
@@ -201,14 +204,31 @@ def few_images(tmp_path, monkeypatch):
 def test_given_files_are_scored_without_training(tmp_path, few_images, monkeypatch):
     path = save_model(tmp_path / "own.xml", bias=-1000.0)  # every score is clamped to 0
     arguments = ["speed", "--models", "--files", f"own={path}", "--image-size", "32", "--images", "2"]
-    speed.main([*arguments, "--repetitions", "1", "--cold-starts", "1", "--profile", "--output", str(tmp_path / "out")])
+    arguments += ["--repetitions", "1", "--cold-starts", "1"]
+    speed.main([*arguments, "--data", "SyntheticTextures", "--profile", "--output", str(tmp_path / "out")])
     report = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert report["data"] == "SyntheticTextures/weave"
+    assert "- image AUROC on the test images of SyntheticTextures/weave" in (tmp_path / "out" / "speed.md").read_text()
     assert [(r["model"], r["auroc"], r["mostly_tied"]) for r in report["rows"]] == [("own", 0.5, True)]
     assert report["products"] is None
     assert report["rows"][0]["gmacs"] == pytest.approx(4 * 32 * 32 * 27 / 1e9)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "layers-own-f32.md", "speed.json", "speed.md", "speed.png",
     ]  # fmt: skip
+
+
+def test_given_files_are_not_scored_on_data_that_nobody_named(tmp_path, few_images, monkeypatch):
+    monkeypatch.setattr(speed, "prepare_data", None)
+    path = save_model(tmp_path / "own.xml")
+    arguments = ["speed", "--models", "--files", f"own={path}", "--image-size", "32", "--repetitions", "1"]
+    speed.main([*arguments, "--cold-starts", "1", "--output", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert [(r["auroc"], r["trained"]) for r in report["rows"]] == [(None, True)]
+    assert report["data"] is None
+    text = (tmp_path / "out" / "speed.md").read_text()
+    assert "- image AUROC on" not in text
+    assert "‡ Not scored: this command did not train the file" in text
+    assert "| - ‡ |" in text
 
 
 def numbers(value):
@@ -228,6 +248,7 @@ def test_two_models_from_training_to_the_table(tmp_path, few_images, teacher_fol
     text = (output / "speed.md").read_text()
     assert text in capsys.readouterr().out
     assert "anomalib's OpenVINOInferencer" in text
+    assert "- image AUROC on the test images of SyntheticTextures/weave" in text
     report = json.loads((output / "speed.json").read_text())
     assert [r["model"] for r in report["rows"]] == ["MixedTeacher", "Stfpm"]
     for found in report["rows"]:

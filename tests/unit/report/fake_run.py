@@ -5,6 +5,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,8 @@ def make_folder(path: Path) -> RunFolder:
 def add(folder: RunFolder, cell: Cell) -> None:
     """Enter a cell into the folder's index, behind the others."""
     index = folder.path / "cells.json"
-    names = json.loads(index.read_text())["cells"] if index.exists() else []
-    folder.write(index, {"cells": [*names, cell.name]})
+    cells = json.loads(index.read_text())["cells"] if index.exists() else {}
+    folder.write(index, {"cells": cells | {cell.name: asdict(cell)}})
 
 
 def save(folder: RunFolder, result: Result, kept: KeptPredictions | None = None) -> None:
@@ -142,9 +143,19 @@ def judge(cell: Cell, kept: KeptPredictions, skill: float) -> Result:
 
 
 def make_run(
-    path: Path, models=("MixedTeacher", "Msfd", "Stfpm"), data=DATA, seeds=(0, 1), fail=(), speed=True, **images
+    path: Path,
+    models=("MixedTeacher", "Msfd", "Stfpm"),
+    data=DATA,
+    seeds=(0, 1),
+    fail=(),
+    wait=(),
+    speed=True,
+    **images,
 ) -> RunFolder:
-    """Write a run folder. ``fail`` names (model, data, seed) that failed; ``images`` are for make_images."""
+    """Write a run folder.
+
+    ``fail`` names (model, data, seed) that failed, ``wait`` those not trained yet; ``images`` are for make_images.
+    """
     folder = make_folder(path)
     speeds = {}
     for name, kinds in data.items():
@@ -152,6 +163,9 @@ def make_run(
         for model in models:
             for seed in seeds:
                 cell = make_cell(model, name, seed)
+                if (model, name, seed) in wait:
+                    add(folder, cell)
+                    continue
                 if (model, name, seed) in fail:
                     add(folder, cell)
                     folder.fail(cell, "The loss became infinite: train with a smaller learning rate.")

@@ -83,6 +83,16 @@ def test_a_run_with_everything(tmp_path, capsys):
     assert f"mixedteacher benchmark {tmp_path}/benchmark.yaml --output {tmp_path}-again" in page.text
 
 
+def test_an_unfinished_run_says_so(tmp_path):
+    waiting = [("Stfpm", "MagneticTile", 0), ("Stfpm", "MagneticTile", 1), ("Msfd", "MagneticTile", 1)]
+    page = report(make_run(tmp_path, ("Msfd", "Stfpm"), wait=waiting, speed=False))
+    assert "2 data sets · 2 seeds" in page.text
+    assert page.text.count("5 of 8 trainings have finished; 3 are still to come") == 2  # verdict and notices
+    assert "It was not trained on this data set" not in page.text
+    assert page.texts.count("not finished yet") == 3
+    assert "of 8 trainings" not in report(make_run(tmp_path / "whole", ("Msfd",), seeds=(0,))).text
+
+
 def test_it_loads_nothing(tmp_path):
     page = report(make_run(tmp_path, seeds=(0,), data={"MagneticTile": ("crack",)}))
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})

@@ -1,11 +1,13 @@
 """Means, spreads, marks and footnotes of the verdict tables, by hand."""
 
+import json
+
 import pytest
 
 from anomalib_mixedteacher.report.columns import BY_NAME, COLUMNS
 from anomalib_mixedteacher.report.data import read_run
 from anomalib_mixedteacher.report.recall import Alarms, recall_table
-from anomalib_mixedteacher.report.table import overall, ranked, tables
+from anomalib_mixedteacher.report.table import on_data_set, overall, ranked, tables
 from anomalib_mixedteacher.report.verdict import verdict
 
 from .fake_run import add, make_cell, make_folder, make_result, save
@@ -16,13 +18,18 @@ AUROC, LATENCY = BY_NAME["image_AUROC"], BY_NAME["latency_ms"]
 
 @pytest.fixture
 def read(tmp_path):
-    """Read a run of AUROCs by (model, data, seed), where a sentence stands for a missing one and None for a failure."""
+    """Read a run of AUROCs by (model, data, seed).
+
+    A sentence stands for a missing one, None for a failure, and ... for a training that has not finished yet.
+    """
 
     def read(values, speed=None, **changed):
         folder = make_folder(tmp_path / str(len(list(tmp_path.iterdir()))))
         for (model, data, seed), value in values.items():
             cell = make_cell(model, data, seed)
-            if value is None:
+            if value is ...:
+                add(folder, cell)
+            elif value is None:
                 add(folder, cell)
                 folder.fail(cell, "It broke.")
             elif isinstance(value, str):
@@ -95,6 +102,50 @@ def test_seeds_without_every_data_set_do_not_count(read):
     alone = read({("B", "x", 0): 0.9, ("B", "y", 1): 0.7})
     assert overall(alone, "B", AUROC).mean is None
     assert overall(alone, "B", AUROC).notes[0] == "No seed finished on every data set."
+
+
+def test_a_training_that_has_not_finished_is_no_data_set_left_out(read):
+    run = read({("A", "x", 0): 0.9, ("A", "y", 0): 0.7, ("B", "x", 0): 0.5, ("B", "y", 0): ..., ("C", "x", 0): ...})
+    assert overall(run, "B", AUROC).notes == ("y: This training has not finished yet.",)
+    everything, of_x, _ = tables(run)
+    assert list(everything.rows) == ["A", "B", "C"]
+    assert "This training has not finished yet." in of_x.footnotes
+    assert recall_table(run, "y", ["B", "C"]).missing == [
+        "B: this training has not finished yet.",
+        "C: it was not trained on this data set.",
+    ]
+    said = verdict(run)
+    assert said["Unfinished"].startswith("3 of 5 trainings have finished; 2 are still to come: all figures are of")
+    assert (
+        said["Accuracy"]
+        == "A, the only model that has one on every data set so far: image AUROC 0.800 over 2 data sets."
+    )
+
+
+def test_planned_seeds_count_before_they_have_finished(read):
+    run = read({("A", "x", 0): 0.9, ("A", "x", 1): ..., ("A", "y", 0): 0.7, ("A", "y", 1): ...})
+    assert (run.seeds, run.data_sets, len(run.waiting)) == ([0, 1], ["x", "y"], 2)
+    waits = "The training with seed 1 has not finished yet."
+    assert on_data_set(run, "A", "x", AUROC).footnotes == (f"From 1 of 2 seeds. {waits}",)
+    assert overall(run, "A", AUROC).footnotes == (f"From 1 of 2 seeds. x, y: {waits}",)
+
+
+def test_what_is_unfinished_counts_failures_apart(read):
+    values = {("A", "x", 0): 0.9, ("A", "x", 1): None, ("A", "x", 2): ...}
+    assert verdict(read(values))["Unfinished"].startswith(
+        "1 of 3 trainings has finished and 1 failed; 1 is still to come:"
+    )
+    assert list(verdict(read({("A", "x", 0): None, ("A", "x", 1): ...}))) == ["Unfinished", "No result"]
+    assert "Unfinished" not in verdict(read({("A", "x", 0): 0.9, ("A", "x", 1): None}))
+
+
+def test_an_index_of_an_earlier_version_names_its_cells_only(read):
+    folder = read({("A", "x", 0): 0.9, ("A", "x", 1): ...}).folder
+    index = folder.path / "cells.json"
+    index.write_text(json.dumps({"cells": list(json.loads(index.read_text())["cells"])}))
+    run = read_run(folder.path)
+    assert [result.cell.seed for result in run.results] == [0]
+    assert verdict(run)["Unfinished"].startswith("1 of 2 trainings has finished")
 
 
 def test_equal_texts_are_equally_best(read):
