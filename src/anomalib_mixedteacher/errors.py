@@ -79,8 +79,8 @@ def _known(message: str) -> str | None:
         return f"There are no images in {match[1]}: put images there, or give another folder."
     if message.startswith("Expected more than 1 value per channel when training"):
         return (
-            "A batch of one image, whose deepest features are a single position, has nothing for batch normalisation to "
-            "learn from: choose a batch size that leaves no single image over, or larger images."
+            "A batch of one image, whose deepest features are a single position, has nothing for batch normalisation "
+            "to learn from: choose a batch size that leaves no single image over, or larger images."
         )
     if match := re.search(r"(?:Path does not exist|Checkpoint file not found): (.+)", message):
         return f"There is no file or folder {match[1]}: check the path."
