@@ -1,6 +1,9 @@
 """Fixtures shared by all tests: tiny images, a tiny data set, a model with ready teachers."""
 
 import logging
+import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,23 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZE = 64
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Random numbers and the environment do not depend on which tests ran before in this process.
+
+    Lightning's ``seed_everything`` leaves its seed in the environment, where processes started later find it.
+    """
+    environment = dict(os.environ)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global generator is the one to be set
+    torch.manual_seed(0)
+    try:
+        return (yield)
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @pytest.fixture(autouse=True)

@@ -191,6 +191,7 @@ class DistillationModule(DistillationExport, _Base):
             raise ConfigurationError(msg)
         for optimizer in self.trainer.optimizers:
             adapt_restored(optimizer)
+        self.model.students.train()  # an earlier training left batch normalisation frozen
         self.release_features()
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         digests = check_training_data(dataset)
@@ -214,8 +215,7 @@ class DistillationModule(DistillationExport, _Base):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Freeze batch normalisation where asked for, and let it learn before: an earlier training left it frozen."""
-        self.model.students.train()
+        """Freeze batch normalisation where asked for."""
         if self.freeze_bn_after_first_epoch and self.current_epoch > 0:
             freeze_normalization_statistics(self.model.students)
 
