@@ -146,6 +146,17 @@ def test_small_image_to_predict(trained, tmp_path):
         trained[1].predict(model=trained[0], data_path=tmp_path / "small.png")
 
 
+def test_frames_in_memory_may_have_any_name(trained, photo):
+    """A batch whose images are not files is predicted by Lightning as it is."""
+    from anomalib.data import ImageBatch
+
+    image = photo.float().expand(2, -1, -1, -1)
+    model = trained[0].eval()
+    named = model.predict_step(ImageBatch(image=image, image_path=["camera 1, frame 7", "frame 8"]), 0)
+    plain = model.predict_step(ImageBatch(image=image), 0)
+    torch.testing.assert_close(named.anomaly_map, plain.anomaly_map, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("input_size", [None, (96, 96)])
 def test_onnx_and_openvino_agree_with_torch(trained, photo, tmp_path, input_size):
     model = without_post_processing(trained[0])

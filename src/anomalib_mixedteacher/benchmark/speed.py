@@ -92,6 +92,8 @@ def measure(
     Returns:
         The report; layer times are written to the output folder where they were asked for.
     """
+    scored = paths.keys() - ({UNTRAINED} & set(settings.models)) - set(unscored)
+    data = prepare_data(settings) if scored else None  # what is wrong with it is known before the timing
     precisions = list(dict.fromkeys(["f32", settings.precision]))
     files = [ExportedFile(name, path, precision) for precision in precisions for name, path in paths.items()]
     size = settings.image_size
@@ -105,8 +107,6 @@ def measure(
         seconds, rates = _run(files, image, threads, settings)
         peaks[threads] = max(before, measure_peak(threads))
         timings[threads] = _timings(files, seconds, rates, gmacs, peaks[threads])
-    scored = paths.keys() - ({UNTRAINED} & set(settings.models)) - set(unscored)
-    data = prepare_data(settings) if scored else None
     rows = [_row(file, gmacs, timings, settings, data if file.name in scored else None) for file in files]
     if settings.profile:
         for file in files:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -312,7 +313,7 @@ class DistillationModule(DistillationExport, _Base):
         Raises:
             DataError: If an image file has a side below 32 pixels; the resize of the pre-processor hides it otherwise.
         """
-        for path in _paths(batch) or ():
+        for path in filter(os.path.isfile, _paths(batch) or ()):  # a frame in memory may have any name
             check_file_size(path)
         return super().predict_step(batch, batch_idx, dataloader_idx)
 

@@ -231,6 +231,16 @@ def test_given_files_are_not_scored_on_data_that_nobody_named(tmp_path, few_imag
     assert "| - ‡ |" in text
 
 
+def test_wrong_data_are_reported_before_the_timing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "latencies", None)
+    arguments = ["--models", "--files", f"own={save_model(tmp_path / 'own.xml')}", "--image-size", "32"]
+    arguments += ["--data", "MagneticTile", "--output", str(tmp_path / "out")]
+    wrong = {"give their folder as --root": [], "No images exp<k>_num_<id>.jpg": ["--root", str(tmp_path)]}
+    for sentence, root in wrong.items():
+        assert main(["benchmark", "speed", *arguments, *root]) == 1
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
 def numbers(value):
     if isinstance(value, dict | list):
         return [n for v in (value.values() if isinstance(value, dict) else value) for n in numbers(v)]
