@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 
 from anomalib_mixedteacher.data import MagneticTile, MagneticTileDataset
-from anomalib_mixedteacher.data._tiles import group_ids
+from anomalib_mixedteacher.data._tiles import find_tiles, group_ids, merge_repeats
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "magnetic_tile"
+
+# An id in each of two series of the published data that show one tile; all are good shots.
+REPEATS = [(5874, 13526), (306609, 309390), (337646, 349824), (355636, 358102)]
 
 # First id of each tile, and the kinds of its six shots.
 TILES = {
@@ -180,6 +183,37 @@ def test_incomplete_runs_join_over_a_wider_gap():
     assert group_ids([]) == []
 
 
+def test_series_that_show_one_tile_are_one_group():
+    for first, second in REPEATS:
+        ids = [10, first, first + 20, 200_000, second, second + 20, 400_000]
+        ids.sort()
+        groups = merge_repeats(ids, group_ids(ids))
+        number = dict(zip(ids, groups, strict=True))
+        assert number[first] == number[first + 20] == number[second] == number[second + 20]
+        assert sorted(set(groups)) == [0, 1, 2, 3]
+        # a copy without the second series, and one without either
+        for partial in ([10, first, first + 20], [10, 400_000]):
+            assert merge_repeats(partial, group_ids(partial)) == group_ids(partial)
+    pairs = sorted(shot for pair in REPEATS for shot in pair)
+    numbers = dict(zip(pairs, merge_repeats(pairs, group_ids(pairs)), strict=True))
+    assert len(set(numbers.values())) == 4
+    assert all(numbers[first] == numbers[second] for first, second in REPEATS)
+
+
+@pytest.mark.parametrize("mode", ["from_test", "from_train"])
+def test_a_repeated_series_is_on_the_side_of_the_first(tmp_path, mode):
+    for first in [*range(1000, 5000, 1000), *(shot for pair in REPEATS for shot in pair)]:
+        add_shot(tmp_path, "Free", first)
+    for first in (20000, 30000):
+        add_shot(tmp_path, "Crack", first)
+    for seed in range(6):
+        datamodule = MagneticTile(root=tmp_path, seed=seed, val_split_mode=mode)
+        datamodule.setup()
+        parts = (datamodule.train_data, datamodule.val_data, datamodule.test_data)
+        shots = [set(map(shot_id, part.samples.image_path)) for part in parts]
+        assert all((first in part) == (second in part) for part in shots for first, second in REPEATS)
+
+
 def test_one_training_image_is_enough(tmp_path):
     add_shot(tmp_path, "Free", 1000)
     for shot in (9000, 20000):
@@ -271,3 +305,20 @@ def test_real_data_are_split_without_leaks():
     item = datamodule.test_data[0]
     assert item.image.shape[0] == 3
     assert set(torch.unique(item.gt_mask).tolist()) <= {0, 1}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the magnetic-tile data set is not beside the repository")
+@pytest.mark.parametrize("mode", ["from_test", "from_train"])
+def test_real_tiles_that_were_photographed_twice_are_on_one_side(mode):
+    tiles = find_tiles(REAL)
+    group = dict(zip(map(shot_id, tiles.image_path), tiles.group, strict=True))
+    assert all(group[first] == group[second] for first, second in REPEATS)
+    assert sorted(set(tiles.group)) == list(range(130))
+    assert set(tiles.label[tiles.group.isin([group[first] for first, _ in REPEATS])]) == {"good"}
+    for seed in range(4):
+        datamodule = MagneticTile(root=REAL, seed=seed, val_split_mode=mode)
+        datamodule.setup()
+        train, val, test = sides(datamodule, group)
+        assert not train & val
+        assert not train & test
+        assert not val & test
