@@ -1,8 +1,5 @@
 """Writing a category of procedural textures to disk: deterministic, and all or nothing."""
 
-import os
-import shutil
-import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from PIL import Image
 
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
 from anomalib_mixedteacher.components.images import MIN_SIDE
+from anomalib_mixedteacher.data._work_folder import remove_leftovers, work_folder
 from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
 from anomalib_mixedteacher.data.textures import FAMILIES, Array
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
@@ -77,8 +75,11 @@ class Recipe:
         """
         counts = [("train", None, self.num_train), ("test", None, self.num_test_good)]
         for split, kind, count in [*counts, *(("test", kind, self.num_defects_per_kind) for kind in DEFECTS)]:
+            # anomalib pairs images with masks by their sorted names: 1000.png comes after 100.png, 1000_mask.png before
+            # 100_mask.png. Good images, which have no masks, keep the names that they have in existing folders.
+            digits = 3 if kind is None else max(3, len(str(count - 1)))
             for index in range(count):
-                yield Path(split, kind or "good", f"{index:03d}.png"), split, kind, index
+                yield Path(split, kind or "good", f"{index:0{digits}d}.png"), split, kind, index
 
 
 def square_side(image_size: int | tuple[int, int]) -> int:
@@ -158,7 +159,8 @@ def ensure_generated(root: Path, recipe: Recipe) -> Path:
     """Write the images of a recipe unless they are there.
 
     The files are written to a hidden folder next to the final one and moved there in one step: an aborted run leaves
-    no half-written data set, and of several processes the first to finish provides it.
+    no half-written data set, and of several processes the first to finish provides it. What killed processes left
+    below the cache folder is removed a day later.
 
     Args:
         root (Path): Cache folder.
@@ -172,11 +174,12 @@ def ensure_generated(root: Path, recipe: Recipe) -> Path:
     """
     target = root / recipe.key / recipe.category
     if not target.is_dir():
-        work = target.with_name(f".{recipe.category}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        for folder in root.glob("v*-seed*"):
+            remove_leftovers(folder)
         try:
-            work.mkdir(parents=True)
-            _write(work, recipe)
-            _publish(work, target)
+            with work_folder(target) as work:
+                _write(work, recipe)
+                _publish(work, target)
         except OSError as error:
             reason = error.strerror or error
             msg = (
@@ -184,8 +187,6 @@ def ensure_generated(root: Path, recipe: Recipe) -> Path:
                 "that can be written and has space."
             )
             raise DataError(msg) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     for path, _, kind, _ in recipe.files():
         for file in [target / path] if kind is None else [target / path, target / _mask_path(path)]:
             if not file.is_file():

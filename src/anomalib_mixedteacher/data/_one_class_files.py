@@ -4,10 +4,8 @@ import gzip
 import hashlib
 import io
 import logging
-import os
 import pickle
 import shutil
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from PIL import Image
 from torchvision import datasets
 
 from anomalib_mixedteacher.components.images import MIN_SIDE
+from anomalib_mixedteacher.data._work_folder import remove_leftovers, work_folder
 from anomalib_mixedteacher.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -138,21 +137,19 @@ def extract_class(folder: Path, images: Pixels, indices: NDArray[np.int64]) -> l
     stamp = digest.hexdigest()
     if not _is_complete(folder, names, stamp):
         logger.info("Writing %d images to %s", len(names), folder)
-        work = folder.with_name(f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        remove_leftovers(folder.parent)
         try:
-            work.mkdir(parents=True)
-            for name, pixels in zip(names, images, strict=True):
-                _enlarged(Image.fromarray(pixels)).save(work / name)
-            (work / _STAMP).write_text(stamp)
-            _publish(work, folder, partial(_is_complete, folder, names, stamp))
+            with work_folder(folder) as work:
+                for name, pixels in zip(names, images, strict=True):
+                    _enlarged(Image.fromarray(pixels)).save(work / name)
+                (work / _STAMP).write_text(stamp)
+                _publish(work, folder, partial(_is_complete, folder, names, stamp))
         except OSError as error:
             msg = (
                 f"Cannot write images to {folder} ({error.strerror or error}): pass as root= a folder that can be "
                 "written and has space."
             )
             raise DataError(msg) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return [folder / name for name in names]
 
 

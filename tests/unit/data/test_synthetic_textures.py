@@ -71,6 +71,27 @@ def test_more_images_leave_the_first_ones_unchanged(tmp_path):
     assert few.items() <= many.items()
 
 
+@pytest.mark.parametrize("count", [2, 1000, 1001])
+def test_images_keep_their_masks_beyond_a_thousand(tmp_path, monkeypatch, count):
+    image = np.random.default_rng(0).random((32, 32, 3))
+    masks = [np.arange(32 * 32).reshape(32, 32) == index for index in range(count)]
+
+    def render(category, size, seed, split, defect, index):
+        return image, masks[index]
+
+    monkeypatch.setattr(_generate, "render", render)
+    monkeypatch.setattr(_generate, "DEFECTS", ["blot"])
+    sizes = {"image_size": 32, "num_train": 1, "num_test_good": 1, "num_defects_per_kind": count}
+    samples = SyntheticTexturesDataset(root=tmp_path, split="test", **sizes).samples
+    samples = samples[samples.label_index == 1]
+    assert len(samples) == count
+    pairs = [(Path(row.image_path).stem, Path(row.mask_path).stem) for row in samples.itertuples()]
+    assert all(mask == f"{image}_mask" for image, mask in pairs)
+    assert pairs[0][0] == ("000" if count <= 1000 else "0000")
+    (folder,) = (tmp_path).glob("v*/weave")
+    assert {path.name for path in folder.glob("*/good/*")} == {"000.png"}
+
+
 def test_a_second_datamodule_does_not_write_again(tmp_path, monkeypatch):
     make(tmp_path).prepare_data()
     monkeypatch.setattr(_generate, "render", lambda *_: pytest.fail("generated again"))
