@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -24,6 +25,8 @@ from anomalib_mixedteacher.components.feature_file import (
     table_size,
 )
 from anomalib_mixedteacher.errors import CacheError
+
+logger = logging.getLogger(__name__)
 
 
 def cache_key(**parts: Any) -> str:
@@ -163,11 +166,18 @@ class FeatureCache:
 
         Returns:
             float32 maps of shape ``(B, C_i, H_i, W_i)`` by teacher name, in memory of their own; ``None`` unless all
-            images are there.
+            images are there. A damaged file is removed, and none is there then.
         """
         if self._store is None or not self._rows.keys() >= set(digests):
             return None
-        values = torch.from_numpy(self._store.read([self._rows[digest] for digest in digests]))
+        try:
+            values = torch.from_numpy(self._store.read([self._rows[digest] for digest in digests]))
+        except CacheError as error:
+            logger.warning("The teachers' features are computed again: %s", error)
+            if isinstance(self._store, FeatureFile):
+                self._store.discard()
+            self.close()
+            return None
         if torch.device(device).type == "cuda":  # from memory that is not pinned, a copy waits for the GPU's queue
             values = values.pin_memory().to(device, non_blocking=True)
         values = values.to(device)

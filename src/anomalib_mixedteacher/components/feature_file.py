@@ -2,6 +2,7 @@
 
 ``features-<key>.f16`` holds the rows and, behind them, the SHA-256 of ``features-<key>.json``, its index. The two are
 renamed one after the other, and two processes may do so at once; a pair that does not belong together is so found out.
+The index has a checksum of each row, with which a row is compared when it is read for the first time.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ import re
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +30,7 @@ try:
 except ImportError:  # Windows, which refuses to remove an open file: the lock file then protects itself
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2
 FLOAT16 = np.dtype("<f2")
 _CHECKSUM_BYTES = 32
 _CHUNK = 2**20
@@ -48,11 +50,13 @@ class Index:
         key: What the features depend on besides the image; see :func:`~.feature_cache.cache_key`.
         shapes: Shape ``(C_i, H_i, W_i)`` of each map, by teacher name, in the order in which they fill a row.
         digests: The images, in the order of the rows.
+        checksums: CRC-32 of each row.
     """
 
     key: str
     shapes: Shapes
     digests: list[str]
+    checksums: list[int] = field(default_factory=list)
 
     @property
     def content(self) -> bytes:
@@ -81,11 +85,13 @@ class FeatureFile:
     Args:
         file: The file.
         shape: Number of rows and values in each.
+        checksums: CRC-32 of each row; those without are not checked.
     """
 
-    def __init__(self, file: BinaryIO, shape: tuple[int, int]) -> None:
+    def __init__(self, file: BinaryIO, shape: tuple[int, int], checksums: Sequence[int] = ()) -> None:
         self._file = file
         self._shape = shape
+        self._unchecked = dict(enumerate(checksums))
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Copy rows out of the file.
@@ -95,9 +101,25 @@ class FeatureFile:
 
         Returns:
             float16 array of shape ``(len(rows), width)``.
+
+        Raises:
+            CacheError: If a row is not what was written.
         """
         # Mapped for one batch at a time: as long as a file is mapped, the pages read count as the process's memory.
-        return np.memmap(self._file, FLOAT16, mode="r", shape=self._shape)[rows]
+        values = np.memmap(self._file, FLOAT16, mode="r", shape=self._shape)[rows]
+        for row, content in zip(rows, values, strict=True):
+            if row in self._unchecked and zlib.crc32(content.data) != self._unchecked.pop(row):
+                msg = f"The feature cache's file {self._file.name} is damaged: check the disk if this comes again."
+                raise CacheError(msg)
+        return values
+
+    def discard(self) -> None:
+        """Close the file and remove it with its index, where they may be removed."""
+        self.close()
+        data = Path(self._file.name)
+        for path in (data, data.with_suffix(".json")):
+            with suppress(OSError):
+                path.unlink()
 
     def close(self) -> None:
         """Close the file, which stays where it is."""
@@ -136,6 +158,7 @@ class UnfinishedFile(FeatureFile):
             files.append((self._temporary / "rows").open("x+b"))
             _reserve(files[1], self._size)
             super().__init__(files[1], shape)
+            self._checksums: dict[int, int] = {}
 
     def write(self, first: int, values: np.ndarray) -> None:
         """Write consecutive rows.
@@ -147,16 +170,18 @@ class UnfinishedFile(FeatureFile):
         Raises:
             CacheError: If the disk is full nevertheless, as copy-on-write file systems can be; nothing is left behind.
         """
+        values = np.ascontiguousarray(values, FLOAT16)
         with self._removed_on_failure():
             self._file.seek(first * self._shape[1] * FLOAT16.itemsize)
-            self._file.write(np.ascontiguousarray(values, FLOAT16).data)
+            self._file.write(values.data)
             self._file.flush()
+        self._checksums |= {first + offset: zlib.crc32(content.data) for offset, content in enumerate(values)}
 
     def publish(self, index: Index) -> FeatureFile:
         """Put the complete file in place.
 
         Args:
-            index: What was written.
+            index: What was written; it gets its checksums here.
 
         Returns:
             The file in its place, open for reading; this one is closed.
@@ -164,6 +189,7 @@ class UnfinishedFile(FeatureFile):
         Raises:
             CacheError: If the file cannot be put in place; nothing is left behind.
         """
+        index = replace(index, checksums=[self._checksums[row] for row in range(len(index.digests))])
         checksum = hashlib.sha256(index.content).digest()
         with self._removed_on_failure():
             self._file.seek(self._size - _CHECKSUM_BYTES)
@@ -214,8 +240,8 @@ def open_file(folder: Path, key: str) -> tuple[FeatureFile, Index] | None:
         key: What the features depend on besides the image.
 
     Returns:
-        The file and its index; ``None`` if there is none for this key, or if file or index are damaged or do not belong
-        together.
+        The file and its index; ``None`` if there is none for this key, or if the index is damaged or they do not belong
+        together. Rows are checked as they are read.
     """
     data, note = _paths(folder, key)
     try:
@@ -229,7 +255,7 @@ def open_file(folder: Path, key: str) -> tuple[FeatureFile, Index] | None:
     whole = size == table_size(shape) + _CHECKSUM_BYTES
     if index.key == key and whole and _checksum(file) == hashlib.sha256(content).digest():
         mark_used(data, note)
-        return FeatureFile(file, shape), index
+        return FeatureFile(file, shape, index.checksums), index
     file.close()
     return None
 
@@ -263,7 +289,11 @@ def _parse(content: bytes) -> Index:
         msg = "another format"
         raise ValueError(msg)
     shapes = {name: [tuple(shape) for shape in maps] for name, maps in values["shapes"].items()}
-    return Index(values["key"], shapes, values["digests"])
+    index = Index(values["key"], shapes, values["digests"], values["checksums"])
+    if len(index.checksums) != len(index.digests):
+        msg = "not one checksum for each row"
+        raise ValueError(msg)
+    return index
 
 
 def _lock(file: BinaryIO) -> None:

@@ -1,7 +1,7 @@
 """Finding the shots of magnetic tiles on disk, and splitting them without parting the shots of one tile.
 
-Every tile was photographed six times or more and the shots are near-duplicates, so a split by image puts copies of training
-images into the test set. Here the unit of every split is the *group*: shots that may show one tile.
+Every tile was photographed six times or more and the shots are near-duplicates, so a split by image puts copies of
+training images into the test set. Here the unit of every split is the *group*: shots that may show one tile.
 """
 
 import re

@@ -71,8 +71,8 @@ class MagneticTileDataset(CheckedItems):
 class MagneticTile(AnomalibDataModule):
     """Datamodule of the magnetic-tile data set, split by groups of shots of one tile.
 
-    Every tile was photographed six times, four of them twice so. Groups never span training, validation and test, so results here are
-    stricter than results on a split by image.
+    Every tile was photographed six times, four of them twice so. Groups never span training, validation and test, so
+    results here are stricter than results on a split by image.
 
     Args:
         root (Path | str): Folder that holds ``MT_Free``, ``MT_Crack`` and so on.

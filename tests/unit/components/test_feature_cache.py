@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomalib_mixedteacher.components import feature_file
 from anomalib_mixedteacher.components.feature_cache import FeatureCache, cache_key
 from anomalib_mixedteacher.errors import CacheError, MixedTeacherError
 
@@ -326,6 +327,49 @@ class TestReuse:
         assert sorted(content(complete)) == sorted([DATA, INDEX, recent.name, foreign.name])
         with in_file(complete) as cache:
             assert cache.complete
+
+    @pytest.mark.parametrize("row", [0, 3, COUNT - 1])
+    @pytest.mark.parametrize("damage", [b"\xff\x7f", b"\x00\x00", b"\x01\x02"])
+    @pytest.mark.parametrize("budget", [0, 10**6])
+    def test_a_damaged_row_is_found_and_the_file_made_anew(self, complete, caplog, row, damage, budget):
+        before = content(complete)
+        values = bytearray(before[DATA])
+        place = (row * WIDTH + WIDTH // 2) * 2
+        values[place : place + 2] = damage
+        assert values != before[DATA]
+        (complete / DATA).write_bytes(values)
+        others = [image for image in range(COUNT) if image != row]
+        with FeatureCache(KEY, COUNT, budget, complete) as cache:
+            assert_rounded(cache.get(digests(others)), others)
+            assert cache.get(digests([row, others[0]])) is None
+            assert "is damaged" in caplog.text
+            assert not content(complete)
+            fill(cache, [row, others[0]])
+            fill(cache, range(COUNT))
+            assert_rounded(cache.get(digests(range(COUNT))), range(COUNT))
+        assert content(complete).keys() == (set() if budget else before.keys())
+
+    def test_a_row_is_checked_when_it_is_first_read(self, complete, monkeypatch):
+        calls = []
+        crc32 = feature_file.zlib.crc32
+        monkeypatch.setattr(feature_file.zlib, "crc32", lambda content: calls.append(1) or crc32(content))
+        with in_file(complete) as cache:
+            for _ in range(3):
+                assert_rounded(cache.get(digests([2, 4, 2])), [2, 4, 2])
+        assert len(calls) == 2
+
+    def test_an_index_of_the_last_version_is_not_read(self, complete):
+        index = json.loads((complete / INDEX).read_bytes())
+        assert index.pop("checksums")
+        written = json.dumps(index | {"format": 1}).encode()
+        (complete / INDEX).write_bytes(written)
+        values = (complete / DATA).read_bytes()[:-32] + hashlib.sha256(written).digest()
+        (complete / DATA).write_bytes(values)
+        with in_file(complete) as cache:
+            assert cache.get(digests([0])) is None
+            fill(cache, range(COUNT))
+        with in_file(complete) as cache:
+            assert_rounded(cache.get(digests([6])), [6])
 
     def test_another_key(self, complete):
         with in_file(complete, key=cache_key(purpose="other")) as cache:
