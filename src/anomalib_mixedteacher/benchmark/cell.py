@@ -6,6 +6,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -61,7 +62,7 @@ def run(name: str, data: str, weights: str, settings: argparse.Namespace, seed: 
         engine.fit(model=model, datamodule=datamodule)
     seconds = time.perf_counter() - start
     model = model.to("cpu")
-    measured = {"train_seconds": round(seconds), "stored_numbers": count_stored(model), "version": __version__}
+    measured = {"train_seconds": round(seconds), "stored_numbers": count_stored(model)}
     rows = []
     networks: Any = model.model
     for chosen in maps_of(name, settings):
@@ -121,12 +122,14 @@ def _layers(name: str, layers: Sequence[str] | None) -> dict[str, Any]:
 
 
 def describe(data: str, weights: str, settings: argparse.Namespace, seed: int) -> Row:
-    """Give everything but model and metrics that identifies a row."""
+    """Give everything but model and metrics that identifies a row, the package's version included."""
     return {
         "data": data,
+        "root": str(Path(settings.root).resolve()) if data == "MagneticTile" and settings.root else None,
         "image_size": settings.image_size,
         "teacher_weights": weights,
         "epochs": settings.epochs,
         "peer_layers": settings.peer_layers,
         "seed": seed,
+        "version": __version__,
     }
