@@ -1,8 +1,12 @@
 """Probe of teachers: distances by brute force, and a student that learns."""
 
+import sys
+
+import pytest
 import torch
 from torch.nn import BatchNorm2d
 
+from anomalib_mixedteacher.benchmark import probe
 from anomalib_mixedteacher.benchmark.distill import distill
 from anomalib_mixedteacher.benchmark.probe import (
     describe,
@@ -70,3 +74,21 @@ def test_what_a_student_did_not_see_stands_out(teacher_folder, datamodule):
     assert predictions.maps.shape == (len(datamodule.test_data), 64, 64)
     good, bad = (predictions.scores[predictions.labels == label] for label in (0, 1))
     assert bad.mean() > good.mean()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["--backbones", "resnet50"], 2, "--backbones: invalid choice: 'resnet50' (choose from"),
+        (["--pool", "creak"], 2, "--pool: invalid choice: 'creak' (choose from"),
+        (["--image-size", "8"], 1, "probe: --image-size is 8: give 32 or more."),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(monkeypatch, capsys, arguments, status, sentence):
+    monkeypatch.setattr(sys, "argv", ["probe", "--root", "tiles", *arguments])
+    try:
+        found = probe.main()
+    except SystemExit as end:
+        found = end.code
+    assert found == status
+    assert sentence in capsys.readouterr().err.splitlines()[-1]

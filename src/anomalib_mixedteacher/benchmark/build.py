@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -19,6 +20,8 @@ from anomalib_mixedteacher.benchmark.efficient_ad import SMALLEST_SIDE, OfflineE
 from anomalib_mixedteacher.benchmark.peers import PEERS, build_peer, load_peer_teacher
 from anomalib_mixedteacher.components.distillation_module import STATISTICS_IMAGES
 from anomalib_mixedteacher.components.training_data import sample_batches
+from anomalib_mixedteacher.data._tiles import find_tiles
+from anomalib_mixedteacher.data.magnetic_tile import DEFAULT_ROOT
 from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.plugin import MODELS, public
 
@@ -122,6 +125,20 @@ def _build_efficient_ad(weights: str, image_size: int, **arguments: Any) -> Anom
         raise ConfigurationError(msg)
     kind: Any = kinds[weights]
     return kind(pre_processor=kind.configure_pre_processor((image_size, image_size)), **arguments)
+
+
+def check_tiles(class_path: str, arguments: Mapping[str, Any]) -> None:
+    """Look whether the magnetic tiles are there, which neither this package nor anomalib can fetch.
+
+    Args:
+        class_path: Name of a datamodule, with or without its package; others than ``MagneticTile`` are not looked for.
+        arguments: Its arguments.
+
+    Raises:
+        DataError: If their folder is not there, or not whole.
+    """
+    if class_path.rpartition(".")[2] == "MagneticTile":
+        find_tiles(Path(arguments.get("root", DEFAULT_ROOT)))
 
 
 def build_data(class_path: str, arguments: Mapping[str, Any], seed: int, batch: int) -> AnomalibDataModule:

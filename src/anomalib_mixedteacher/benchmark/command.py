@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         ConfigurationError: If there is nothing to compare, or the plan cannot be understood.
-        DataError: If a folder's masks are not those of its images.
+        DataError: If a folder's masks are not those of its images, or the magnetic tiles are not there.
     """
     if arguments[:1] == ["speed"]:
         from anomalib_mixedteacher.benchmark import speed
@@ -64,9 +64,10 @@ def run(plan: Plan, folder: RunFolder, jobs: int = 1) -> int:
 
     Raises:
         ConfigurationError: If a model or data set cannot be had, or the folder or the accelerators cannot take it.
+        DataError: If the magnetic tiles are not there, or not whole.
     """
     # imports torch and anomalib, which a wrong plan need not wait for
-    from anomalib_mixedteacher.benchmark.build import build_data, check_model
+    from anomalib_mixedteacher.benchmark.build import build_data, check_model, check_tiles
     from anomalib_mixedteacher.benchmark.export_speed import known_speed, measure_speed
     from anomalib_mixedteacher.benchmark.runner import check_jobs, run_cells
     from anomalib_mixedteacher.benchmark.tables import write_tables
@@ -76,6 +77,8 @@ def run(plan: Plan, folder: RunFolder, jobs: int = 1) -> int:
     for cell in cells:  # what can be known to fail is known before hours of training
         check_model(cell.class_path)
         build_data(cell.data_class, cell.data_args, cell.seed, cell.batch)
+        if not folder.is_finished(cell):  # tables of what is finished can do without the images
+            check_tiles(cell.data_class, cell.data_args)
     with folder.lock():
         folder.write(folder.plan, plan.to_yaml())
         folder.set_cells(cells)
@@ -100,16 +103,28 @@ def _plan(settings: argparse.Namespace) -> Plan:
         if getattr(settings, name) is not None
     }
     if settings.plan is not None:
-        if named := [f"--{name}" for name in ("models", "data", "folder", "root") if getattr(settings, name)]:
+        if named := [f"--{name}" for name in ("models", "data", "folder") if getattr(settings, name)]:
             msg = f"{settings.plan} names models and data: leave {', '.join(named)} out."
             raise ConfigurationError(msg)
-        return replace(read_plan(settings.plan), **given)
+        plan = replace(read_plan(settings.plan), **given)
+        return plan if settings.root is None else _with_root(plan, settings.root, settings.plan)
     if bool(settings.data) == bool(settings.folder):
         msg = "Give a benchmark's YAML file, or --data, or --folder: one of them."
         raise ConfigurationError(msg)
     data = [_folder(settings.folder)] if settings.folder else [_data(text, settings.root) for text in settings.data]
     models = [_model(text) for text in settings.models or _DEFAULT_MODELS]
     return parse_plan({"models": models, "data": data, **given}, "the command line")
+
+
+def _with_root(plan: Plan, root: Path, where: Path) -> Plan:
+    """Take another folder for the data sets that name one; generated textures name only where they are kept."""
+    rooted = [e for e in plan.data if "root" in e.init_args and e.class_path.rpartition(".")[2] != "SyntheticTextures"]
+    if len({str(entry.init_args["root"]) for entry in rooted}) != 1:
+        problem = "have several folders" if rooted else "have no root among their init_args"
+        msg = f"The data sets of {where} {problem}: leave --root out, or change the file."
+        raise ConfigurationError(msg)
+    init_args = {"root": str(root)}
+    return replace(plan, data=[replace(e, init_args=e.init_args | init_args) if e in rooted else e for e in plan.data])
 
 
 def _model(text: str) -> dict[str, Any]:
@@ -157,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", nargs="?", type=Path, help="YAML file of a benchmark")
     parser.add_argument("--models", nargs="+", metavar="MODEL[:key=value,...]", help=f"default: {_DEFAULT_MODELS}")
     parser.add_argument("--data", nargs="+", metavar="NAME[/CATEGORY]", help="data sets")
-    parser.add_argument("--root", type=Path, help="folder of the data set, where it takes one")
+    parser.add_argument("--root", type=Path, help="folder of the data set, where it takes one; goes before a file's")
     parser.add_argument("--folder", type=Path, help="folder of your own images")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0")
     parser.add_argument("--teacher-weights", metavar="SOURCE", help="default: imagenet")

@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from anomalib_mixedteacher import MagneticTile
 from anomalib_mixedteacher.benchmark.distill import distill, standardized_maps
 from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
+from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.upsampling import bilinear_upsample
-from anomalib_mixedteacher.errors import MixedTeacherError
+from anomalib_mixedteacher.data._tiles import DEFECT_KINDS
+from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.pretraining.recipe import LAYERS
 
 MEMORY_SIZE = 10_000
@@ -129,14 +131,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="probe", description=__doc__)
     parser.add_argument("--root", required=True, help="folder of the magnetic tiles")
     parser.add_argument("--teacher-weights", nargs="+", default=["random", "texture"], metavar="SOURCE")
-    parser.add_argument("--backbones", nargs="+", default=list(LAYERS), metavar="NAME")
+    parser.add_argument("--backbones", nargs="+", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=0, help="distil for so many epochs instead of remembering")
     parser.add_argument("--split", choices=["val", "test"], default="val", help="choose on val, report on test")
-    parser.add_argument("--pool", nargs="+", default=["blowhole", "break", "crack", "fray"])
+    parser.add_argument("--pool", nargs="+", choices=DEFECT_KINDS, default=["blowhole", "break", "crack", "fray"])
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     settings = parser.parse_args()
     try:
+        if settings.image_size < MIN_SIDE:
+            msg = f"--image-size is {settings.image_size}: give {MIN_SIDE} or more."
+            raise ConfigurationError(msg)
         datamodule = MagneticTile(root=settings.root, seed=settings.seed)
         datamodule.setup()
         test = datamodule.val_data if settings.split == "val" else datamodule.test_data

@@ -1,13 +1,16 @@
 """Plans: what is compared, defaults of models, categories, and one sentence for each mistake."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from anomalib.data.datasets.image.folder import FolderDataset
 from anomalib.data.errors import MisMatchError
 
-from anomalib_mixedteacher.benchmark import command
+from anomalib_mixedteacher.benchmark import command, runner
 from anomalib_mixedteacher.benchmark.build import build, build_data
 from anomalib_mixedteacher.benchmark.plan import parse_plan, read_plan
+from anomalib_mixedteacher.benchmark.run_folder import RunFolder
 from anomalib_mixedteacher.errors import ConfigurationError, DataError, MixedTeacherError, sentence
 
 PLAN = """
@@ -233,6 +236,53 @@ class TestCommandLine:
         (tmp_path / "plan.yaml").write_text(PLAN)
         plan, _, _ = self.plan(monkeypatch, str(tmp_path / "plan.yaml"), "--epochs", "9", "--alarm-rate", "0.2")
         assert (plan.epochs, plan.alarm_rate, plan.image_size) == (9, 0.2, 64)
+
+    def test_a_root_goes_before_the_files(self, monkeypatch, tmp_path):
+        path = tmp_path / "plan.yaml"
+        path.write_text(
+            "models: [Stfpm]\n"
+            "data:\n"
+            "  - {class_path: MagneticTile, init_args: {root: elsewhere, test_split_ratio: 0.5}}\n"
+            "  - {class_path: SyntheticTextures, init_args: {root: cache, seed: 3}, categories: [weave]}\n"
+            "  - {class_path: SyntheticTextures, categories: [grid]}\n"
+        )
+        plan, _, _ = self.plan(monkeypatch, str(path), "--root", "tiles")
+        assert [cell.data_args for cell in plan.cells()] == [
+            {"root": "tiles", "test_split_ratio": 0.5},
+            {"root": "cache", "seed": 3, "category": "weave"},
+            {"category": "grid"},
+        ]
+
+    @pytest.mark.parametrize(
+        ("data", "sentence"),
+        [
+            ("[SyntheticTextures]", "have no root among their init_args: leave --root out, or change the file"),
+            (
+                "[{class_path: MVTecAD, init_args: {root: a}}, {class_path: BTech, init_args: {root: b}}]",
+                "have several folders: leave --root out, or change the file",
+            ),
+        ],
+    )
+    def test_a_root_that_cannot_be_meant_is_refused(self, tmp_path, data, sentence):
+        path = tmp_path / "plan.yaml"
+        path.write_text(f"models: [Stfpm]\ndata: {data}\n")
+        with pytest.raises(ConfigurationError, match=sentence):
+            command.main([str(path), "--root", "tiles", "--output", str(tmp_path / "run")])
+
+    @pytest.mark.parametrize("name", ["line", "presets", "texture_teachers"])
+    def test_absent_tiles_are_told_before_the_first_training(self, monkeypatch, tmp_path, name):
+        monkeypatch.setattr(runner, "run_cells", lambda *_: pytest.fail("trained"))
+        path = Path(__file__).parents[3] / "configs" / "benchmark" / f"{name}.yaml"
+        arguments = [str(path), "--root", str(tmp_path / "tiles"), "--output", str(tmp_path / "run")]
+        with pytest.raises(
+            DataError, match=r"tiles does not exist: get the data set from .*root= \(--root of a benchmark\)"
+        ):
+            command.main(arguments)
+        assert not (tmp_path / "run").exists()
+        # what is finished needs them no more
+        monkeypatch.setattr(runner, "run_cells", lambda *_: None)
+        monkeypatch.setattr(RunFolder, "is_finished", lambda *_: True)
+        assert command.main(arguments) == 0
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
