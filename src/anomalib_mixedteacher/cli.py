@@ -59,9 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
             return predict.main(args[1:])
         if args[0] == "calibrate":
-            from anomalib_mixedteacher.calibration import recalibrate
+            from anomalib_mixedteacher.calibration import command as calibration
 
-            recalibrate.main(args[1:])
+            calibration.main(args[1:])
         elif args[0] == "benchmark":
             from anomalib_mixedteacher.benchmark import command
 

@@ -124,6 +124,35 @@ def check_size(name: str | Path, height: int, width: int) -> None:
         raise DataError(msg)
 
 
+def check_image(path: str | Path) -> None:
+    """Check that an image can be decoded, is large enough and shows something, without keeping its pixels.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        DataError: If it cannot be decoded, has a side below 32 pixels, values of a range that is not known, or one
+            value in all its pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
+            image.load()
+            flat = _is_flat(image, path)
+        if flat and image.size != (width, height):
+            with Image.open(path) as whole:
+                flat = _is_flat(whole, path)
+    except DataError:
+        raise
+    except DECODE_ERRORS as error:
+        raise undecodable(path, error) from error
+    check_size(path, height, width)
+    if flat:
+        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
+        raise DataError(msg)
+
+
 def undecodable(name: str | Path, error: Exception) -> DataError:
     """Make the error for an image that Pillow cannot read.
 
@@ -141,6 +170,15 @@ def image_name(image: ImageSource) -> str:
     if isinstance(image, (str, Path)):
         return str(image)
     return str(getattr(image, "filename", "") or f"({type(image).__name__})")
+
+
+def _is_flat(image: Image.Image, path: str | Path) -> bool:
+    values = deep_values(image, path)
+    if values is not None:  # not every 16-bit mode has extrema in Pillow
+        return bool(values.min() == values.max())
+    extrema: Any = image.getextrema()  # one pair of values, or one for each band
+    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return all(low == high for low, high in bands)
 
 
 def _decode(image: Image.Image, name: str) -> NDArray[Any]:

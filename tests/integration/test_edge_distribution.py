@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ABSENT = ("torch", "anomalib", "torchvision", "lightning", "pandas")
 ALONE = """
 import sys
 class Absent:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "anomalib", "torchvision", "lightning", "pandas", "scipy", "skimage"}:
+        if name.partition(".")[0] in %r:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent)
 sys.path.insert(0, %r)
@@ -33,8 +34,8 @@ def installed(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-def alone(installed: Path, code: str) -> subprocess.CompletedProcess:
-    start = ALONE % (str(installed), str(installed))
+def alone(installed: Path, code: str, absent: tuple[str, ...] = (*ABSENT, "scipy", "skimage")):
+    start = ALONE % (absent, str(installed), str(installed))
     # -S leaves the start-up files of this environment out, and the site-packages with them
     packages = f"import sys; sys.path += {[p for p in sys.path if p.endswith('site-packages')]!r}\n"
     return subprocess.run(
@@ -48,7 +49,16 @@ def alone(installed: Path, code: str) -> subprocess.CompletedProcess:
 
 def test_only_what_the_edge_needs_is_in_it(installed):
     names = {path.relative_to(installed / "anomalib_mixedteacher").parts[0] for path in installed.rglob("*.py")}
-    assert names == {"__init__.py", "cache_folder.py", "cli.py", "decoding.py", "errors.py", "edge", "calibration"}
+    assert names == {
+        "__init__.py",
+        "cache_folder.py",
+        "cli.py",
+        "decoding.py",
+        "errors.py",
+        "edge",
+        "calibration",
+        "export",
+    }
     assert not list(installed.rglob("*.pth"))
     (metadata,) = installed.glob("*.dist-info/METADATA")
     required = [
@@ -74,3 +84,54 @@ def test_training_is_refused_in_one_sentence(installed):
     assert result.stderr.strip() == (
         "mixedteacher: train needs anomalib, which is not installed: install anomalib-mixedteacher itself."
     )
+
+
+def test_the_licence_comes_with_it(installed):
+    assert (installed / "anomalib_mixedteacher" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_an_export_is_calibrated_beside_the_camera(installed, tmp_path):
+    """With scipy and scikit-image, without torch and anomalib."""
+    code = f"""
+import numpy as np, openvino
+from openvino import opset13 as ops
+from pathlib import Path
+from PIL import Image
+from anomalib_mixedteacher.calibration.thresholds import find_threshold
+from anomalib_mixedteacher.cli import main
+from anomalib_mixedteacher.edge import EdgeDetector, ModelRecord
+from anomalib_mixedteacher.export.files import write_model
+from anomalib_mixedteacher.export.verdict import RAW_MAP, RAW_SCORE, with_thresholds
+folder = Path({str(tmp_path)!r})
+image = ops.parameter([-1, 3, -1, -1], np.float32)
+anomaly_map = ops.reduce_mean(image, np.array([1]), keep_dims=True)
+score = ops.reduce_max(anomaly_map, np.array([1, 2, 3]), keep_dims=False)
+for node, name, friendly in ((score, "pred_score", RAW_SCORE), (anomaly_map, "anomaly_map", RAW_MAP)):
+    node.output(0).set_names({{name}})
+    node.set_friendly_name(friendly)
+network = openvino.Model([ops.result(score), ops.result(anomaly_map)], [image], "tiny")
+old = find_threshold(np.array([0.9, 0.8]), 0.5)
+graph = with_thresholds(network, {{"image": old, "pixel": old}})
+write_model(graph, ModelRecord("Tiny", "0", "FP32"), folder / "m.xml")
+(folder / "good").mkdir()
+for index in range(19):
+    values = np.random.default_rng(index).integers(0, 5 * index + 10, (40, 40, 3), np.uint8)
+    values[:8] = 5 * index + 10
+    Image.fromarray(values).save(folder / "good" / f"{{index:02}}.png")
+assert main(["calibrate", str(folder / "m.xml"), "--good", str(folder / "good")]) == 0
+detector = EdgeDetector(folder / "m-calibrated.xml", cache=None)
+Image.fromarray(np.full((40, 40, 3), 120, np.uint8)).save(folder / "brighter.png")
+assert detector.predict(folder / "brighter.png").label
+assert not detector.predict(folder / "good" / "17.png").label
+assert not any(name.partition(".")[0] in {ABSENT!r} for name in sys.modules)
+"""
+    result = alone(installed, code, ABSENT)
+    assert result.returncode == 0, result.stderr
+    assert "19 good images, budget 0.05" in result.stdout
+
+
+def test_a_checkpoint_is_not_calibrated_here(installed):
+    code = "from anomalib_mixedteacher.cli import main; raise SystemExit(main(['calibrate', 'm.ckpt', '--good', '.']))"
+    result = alone(installed, code)
+    assert result.returncode == 1
+    assert "calibrate needs anomalib, which is not installed" in result.stderr.splitlines()[-1]

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from anomalib_mixedteacher import plugin
-from anomalib_mixedteacher.calibration.recalibrate import calibrate_checkpoint
+from anomalib_mixedteacher.calibration.checkpoint import calibrate_checkpoint
 from anomalib_mixedteacher.edge import EdgeDetector
 from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError, WeightsError
 from anomalib_mixedteacher.models.restore import load_model

@@ -92,7 +92,7 @@ def test_result_pictures_show_sixteen_bits(tmp_path):
         "components.pre_processing",
         "components.distillation_module",
         "components.checkpoint_file",
-        "calibration.recalibrate",
+        "calibration.checkpoint",
         "data",
         "models",
         "models.mixed_teacher.torch_model",

@@ -22,8 +22,8 @@ from anomalib_mixedteacher import MagneticTile, SyntheticTextures
 from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.benchmark.scores import image_kinds
 from anomalib_mixedteacher.calibration.conformal import conformal_rank, conformal_threshold
-from anomalib_mixedteacher.export.graph import raw
 from anomalib_mixedteacher.export.quality import batches, compile_exactly
+from anomalib_mixedteacher.export.verdict import raw
 
 BUDGETS = (0.2, 0.1, 0.05, 0.02)
 Scores = NDArray[np.float64]

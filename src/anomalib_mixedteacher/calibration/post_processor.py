@@ -12,14 +12,14 @@ from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 from torchmetrics import CatMetric
 
-from anomalib_mixedteacher.calibration.conformal import (
-    check_alarm_rate,
-    check_scores,
-    conformal_rank,
-    conformal_threshold,
-    p_value,
-    smallest_alarm_rate,
-    suspects,
+from anomalib_mixedteacher.calibration.conformal import check_alarm_rate, p_value, suspects
+from anomalib_mixedteacher.calibration.thresholds import (
+    SMALLEST_UNIT,
+    Threshold,
+    check_min_area,
+    find_threshold,
+    region_score,
+    rescale,
 )
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError, DataError
 
@@ -79,14 +79,11 @@ class NormalCalibratedPostProcessor(PostProcessor):
                 "A sensitivity, or no normalisation, would move the thresholds off the budget: set alarm_rate instead."
             )
             raise ConfigurationError(msg)
-        if min_area < 1:
-            msg = f"min_area must be 1 pixel or more, not {min_area}."
-            raise ConfigurationError(msg)
         if not 0 < held_out < 1:
             msg = f"held_out must be a share above 0 and below 1, not {held_out}."
             raise ConfigurationError(msg)
         self.alarm_rate = check_alarm_rate(alarm_rate)
-        self.min_area = min_area
+        self.min_area = check_min_area(min_area)
         self.tail_fit = tail_fit
         self.held_out = held_out
         self.seed = seed
@@ -180,11 +177,11 @@ class NormalCalibratedPostProcessor(PostProcessor):
             scores = gathered[name]
             if not scores.numel():
                 continue
-            threshold = self._threshold(check_scores(scores.cpu()), prefix, strict)
+            found = find_threshold(scores.cpu(), self.alarm_rate, prefix, self.tail_fit, strict)
             with torch.inference_mode(False):  # a buffer made within could never be written to again
                 setattr(self, name, scores.clone().to(self._image_threshold))
-            getattr(self, f"_{prefix}_threshold").fill_(threshold)
-            getattr(self, f"{prefix}_min").fill_(scores.median())
+            getattr(self, f"_{prefix}_threshold").fill_(found.value)
+            getattr(self, f"{prefix}_min").fill_(found.median)
             getattr(self, f"{prefix}_max").fill_(scores.max())
             if prefix == "image" and len(paths) == scores.numel():
                 named = [paths[position] for position in suspects(scores.cpu())]
@@ -206,37 +203,15 @@ class NormalCalibratedPostProcessor(PostProcessor):
         """
         return torch.from_numpy(p_value(scores.detach().cpu(), self.image_scores.cpu())).to(scores.device)
 
-    def normalized_image_scores(self) -> torch.Tensor:
-        """Give the calibration images' scores as :meth:`forward` would, ``(n,)``; 0.5 is the threshold."""
-        if not self.enable_normalization:
-            return self.image_scores
-        scores = self._normalize(self.image_scores, self.image_min, self.image_max, self.image_threshold)
-        return torch.as_tensor(scores)
-
-    def _threshold(self, scores: np.ndarray, kind: str, strict: bool) -> float:
-        reachable = conformal_rank(scores.size, self.alarm_rate) <= scores.size
-        if reachable or (strict and not self.tail_fit):
-            return conformal_threshold(scores, self.alarm_rate)
-        if self.tail_fit:
-            from anomalib_mixedteacher.calibration.tail import tail_threshold  # scipy.stats takes a second to import
-
-            try:
-                estimate = tail_threshold(scores, self.alarm_rate)
-            except CalibrationError as error:
-                if strict:
-                    raise
-                logger.warning("%s", error)
-            else:
-                logger.warning("The %s threshold is an estimate from the tail of %d scores.", kind, scores.size)
-                return estimate
-        logger.warning(
-            "%d good images are too few for an alarm rate of %g: the %s threshold is their maximum, good for %.3f.",
-            scores.size,
-            self.alarm_rate,
-            kind,
-            smallest_alarm_rate(scores.size),
-        )
-        return float(scores[-1])
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """The thresholds by ``image`` and ``pixel``: none before a calibration, no ``pixel`` without maps."""
+        found = {}
+        for name, prefix in zip(SCORES, ("image", "pixel"), strict=True):
+            if (scores := getattr(self, name)).numel():
+                value = getattr(self, f"_{prefix}_threshold").item()
+                found[prefix] = Threshold(value, np.sort(scores.cpu().numpy()))
+        return found
 
     @staticmethod
     def _normalize(
@@ -251,9 +226,8 @@ class NormalCalibratedPostProcessor(PostProcessor):
         """
         if preds is None:
             return None
-        unit = torch.where(threshold > norm_min, threshold - norm_min, threshold.abs().clamp_min(1e-6))
-        steps = (preds - threshold) / unit
-        return torch.where(torch.isnan(threshold), preds, 0.5 + 0.5 * steps / (1 + steps.abs()))
+        unit = torch.where(threshold > norm_min, threshold - norm_min, threshold.abs().clamp_min(SMALLEST_UNIT))
+        return torch.where(torch.isnan(threshold), preds, rescale(preds, threshold, unit))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in SCORES:  # as many as there were calibration images
@@ -276,35 +250,20 @@ def _scores(metric: CatMetric) -> torch.Tensor:
 
 
 def region_scores(maps: torch.Tensor, min_area: int) -> torch.Tensor:
-    """Give the highest threshold at which each map still has a region of a minimum area.
-
-    It is the maximum of the map's area opening (Vincent 1992): what remains when every bright structure smaller than
-    the area is cut down. Pixels that touch at a corner are connected.
+    """Give each map's :func:`~anomalib_mixedteacher.calibration.thresholds.region_score`.
 
     Args:
         maps: Anomaly maps ``(B, H, W)`` or ``(B, 1, H, W)``.
         min_area: Area in pixels.
 
     Returns:
-        Thresholds ``(B,)`` on the CPU: above them a map has no such region, at them it has.
+        Thresholds ``(B,)`` on the CPU.
 
     Raises:
         ConfigurationError: If a map is smaller than the area.
     """
-    height, width = maps.shape[-2:]
-    if min_area > height * width:
-        msg = (
-            f"min_area is {min_area} pixels, and the anomaly map has {height} x {width}: give a smaller one, in pixels "
-            "of the map."
-        )
-        raise ConfigurationError(msg)
-    from skimage.morphology import area_opening  # slow to import, and needed in training only
-
-    opened = [
-        area_opening(single.reshape(single.shape[-2:]), area_threshold=min_area, connectivity=2).max()
-        for single in maps.detach().float().cpu().numpy()
-    ]
-    return torch.tensor(np.array(opened, dtype=np.float32))
+    arrays = maps.detach().float().cpu().numpy()
+    return torch.tensor([region_score(single.reshape(single.shape[-2:]), min_area) for single in arrays])
 
 
 def hold_out(datamodule: AnomalibDataModule, share: float, seed: int) -> None:

@@ -1,12 +1,13 @@
 """What a calibration found, for a person and for a file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from anomalib_mixedteacher.calibration.conformal import conformal_rank, smallest_alarm_rate
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.calibration.tail import realised_alarm_rate
+from anomalib_mixedteacher.calibration.thresholds import Threshold
 
 _BAR = 40
 
@@ -63,27 +64,31 @@ class CalibrationReport:
         return "\n".join(lines)
 
     @classmethod
-    def of(cls, processor: NormalCalibratedPostProcessor, model: str, suspects: list[str]) -> "CalibrationReport":
-        """Describe a post-processor's calibration.
+    def of(
+        cls, thresholds: Mapping[str, Threshold], alarm_rate: float, model: str, suspects: list[str]
+    ) -> "CalibrationReport":
+        """Describe a calibration.
 
         Args:
-            processor: A calibrated post-processor.
+            thresholds: What was found, by ``image`` and ``pixel``.
+            alarm_rate: Budget for false alarms.
             model: Path of what was calibrated.
-            suspects: What its calibration returned.
+            suspects: Images among the good ones that do not look good.
         """
-        n = processor.image_scores.numel()
-        rank = conformal_rank(n, processor.alarm_rate)
+        image = thresholds["image"]
+        n = image.scores.size
+        rank = conformal_rank(n, alarm_rate)
         mean, low, high = realised_alarm_rate(n, min(rank, n))
         return cls(
-            model,
-            processor.alarm_rate,
-            n,
-            processor.image_threshold.item(),
-            processor.pixel_threshold.item(),
-            rank > n,
-            1000 * mean,
-            (1000 * low, 1000 * high),
-            smallest_alarm_rate(n),
-            suspects,
-            sorted(processor.image_scores.tolist()),
+            model=model,
+            alarm_rate=alarm_rate,
+            images=n,
+            image_threshold=image.value,
+            pixel_threshold=thresholds["pixel"].value,
+            estimated=rank > n,
+            expected_alarms=1000 * mean,
+            interval=(1000 * low, 1000 * high),
+            smallest_alarm_rate=smallest_alarm_rate(n),
+            suspects=suspects,
+            scores=image.scores.tolist(),
         )

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta, genpareto
 
 from anomalib_mixedteacher.calibration.conformal import check_alarm_rate, check_scores
 from anomalib_mixedteacher.errors import CalibrationError
@@ -39,6 +38,8 @@ def tail_threshold(scores: ArrayLike, alarm_rate: float) -> float:
             f"are {values.size} with {excess.size} scores in the tail: add images."
         )
         raise CalibrationError(msg)
+    from scipy.stats import genpareto  # takes a second to import, and is needed for calibration only
+
     shape, _, scale = genpareto.fit(excess, floc=0)
     if shape < 0:
         # A dozen exceedances say nothing about an end of the tail, yet the likelihood loves one just above the largest.
@@ -62,6 +63,8 @@ def realised_alarm_rate(n: int, rank: int, confidence: float = 0.95) -> tuple[fl
     Returns:
         Mean, lower and upper end of the central interval.
     """
+    from scipy.stats import beta  # takes a second to import, and is needed for calibration only
+
     distribution = beta(n + 1 - rank, rank)
     low, high = distribution.interval(confidence)
     return float(distribution.mean()), float(low), float(high)

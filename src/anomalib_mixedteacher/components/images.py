@@ -13,6 +13,7 @@ from anomalib_mixedteacher.decoding import (
     DECODE_ERRORS,
     MIN_SIDE,
     SIXTEEN_BIT_MAX,
+    check_image,
     check_size,
     deep_values,
     undecodable,
@@ -79,44 +80,6 @@ def shown(item: "ImageItem") -> "ImageItem":
     item = copy.copy(item)
     item.image, item.image_path = read_image(path, as_tensor=True), None
     return item
-
-
-def check_image(path: str | Path) -> None:
-    """Check that an image can be decoded, is large enough and shows something, without keeping its pixels.
-
-    Args:
-        path: Image file.
-
-    Raises:
-        DataError: If it cannot be decoded, has a side below 32 pixels, values of a range that is not known, or one
-            value in all its pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
-            image.load()
-            flat = _is_flat(image, path)
-        if flat and image.size != (width, height):
-            with Image.open(path) as whole:
-                flat = _is_flat(whole, path)
-    except DataError:
-        raise
-    except DECODE_ERRORS as error:
-        raise undecodable(path, error) from error
-    check_size(path, height, width)
-    if flat:
-        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
-        raise DataError(msg)
-
-
-def _is_flat(image: Image.Image, path: str | Path) -> bool:
-    values = deep_values(image, path)
-    if values is not None:  # not every 16-bit mode has extrema in Pillow
-        return bool(values.min() == values.max())
-    extrema: Any = image.getextrema()  # one pair of values, or one for each band
-    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return all(low == high for low, high in bands)
 
 
 def check_file_size(path: str | Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from anomalib_mixedteacher.calibration.thresholds import Threshold
 from anomalib_mixedteacher.errors import ExportedModelError
 
 FORMAT = 1
@@ -25,6 +26,17 @@ class Calibration:
     alarm_rate: float
     min_area: int
     scores: list[float]
+
+    @classmethod
+    def of(cls, image: Threshold, alarm_rate: float, min_area: int) -> "Calibration":
+        """Describe a calibration.
+
+        Args:
+            image: The threshold of image scores.
+            alarm_rate: Budget for false alarms.
+            min_area: Pixels of the anomaly map from which a region counts.
+        """
+        return cls(alarm_rate, min_area, image.rescale(image.scores).tolist())
 
 
 @dataclass(frozen=True)

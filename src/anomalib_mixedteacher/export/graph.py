@@ -18,9 +18,8 @@ from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.components.pre_processing import AntialiasedResize
-from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError
-
-RAW_SCORE, RAW_MAP = "raw_pred_score", "raw_anomaly_map"
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.export.verdict import RAW_MAP, RAW_SCORE, with_thresholds
 
 
 def resize_of(module: AnomalibModule) -> Resize | None:
@@ -95,7 +94,7 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
     """Put a post-processor behind a network.
 
     Args:
-        model: Graph with outputs ``pred_score`` and ``anomaly_map``, or one that :func:`raw` gave.
+        model: Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
         post_processor: anomalib's or this package's; ``None`` leaves the graph as it is.
 
     Returns:
@@ -103,6 +102,10 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
     """
     if post_processor is None:
         return model
+    if isinstance(post_processor, NormalCalibratedPostProcessor) and post_processor.enable_thresholding:
+        thresholds = post_processor.thresholds
+        if {"image", "pixel"} <= thresholds.keys():
+            return with_thresholds(model, thresholds)
     sources = [model.output("pred_score"), model.output("anomaly_map")]
     examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
     tail_module = _Tail(post_processor).eval()
@@ -120,33 +123,6 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
         if not any(result.input_value(0) == value for result in tail.get_results()):
             value.set_names({value.get_node().get_friendly_name()})
     return openvino.Model(tail.get_results(), model.get_parameters(), "anomalib_mixedteacher")
-
-
-def raw(model: openvino.Model) -> openvino.Model:
-    """Take the post-processor off a graph again.
-
-    Args:
-        model: A graph that this package exported.
-
-    Returns:
-        Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
-
-    Raises:
-        ExportedModelError: If the graph was exported otherwise.
-    """
-    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
-    if RAW_SCORE not in nodes or RAW_MAP not in nodes:
-        msg = (
-            "This model was not exported by anomalib-mixedteacher, so its raw scores cannot be reached: export the "
-            "checkpoint again with this version."
-        )
-        raise ExportedModelError(msg)
-    outputs = []
-    for friendly, name in ((RAW_SCORE, "pred_score"), (RAW_MAP, "anomaly_map")):
-        output = nodes[friendly].output(0)
-        output.set_names({name})
-        outputs.append(openvino.opset13.result(output))
-    return openvino.Model(outputs, model.get_parameters(), "raw")
 
 
 class _Tail(nn.Module):

@@ -140,8 +140,7 @@ def describe(post_processor: PostProcessor | None) -> dict[str, Any]:
     thresholds = {name: value for name, value in pairs.items() if np.isfinite(value)}
     if not isinstance(post_processor, NormalCalibratedPostProcessor) or not post_processor.image_scores.numel():
         return {"thresholds": thresholds or None}
-    scores = sorted(post_processor.normalized_image_scores().tolist())
-    found = Calibration(post_processor.alarm_rate, post_processor.min_area, scores)
+    found = Calibration.of(post_processor.thresholds["image"], post_processor.alarm_rate, post_processor.min_area)
     return {"thresholds": thresholds, "calibration": found}
 
 
