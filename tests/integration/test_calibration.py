@@ -14,11 +14,12 @@ from anomalib.pre_processing import PreProcessor
 
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.peers import build_peer, no_download
+from anomalib_mixedteacher.calibration.checkpoint import calibrate_checkpoint
 from anomalib_mixedteacher.calibration.conformal import conformal_threshold
 from anomalib_mixedteacher.cli import main
 from anomalib_mixedteacher.components.images import read_image
 from anomalib_mixedteacher.edge import EdgeDetector
-from anomalib_mixedteacher.errors import CalibrationError, DataError
+from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError, DataError
 from anomalib_mixedteacher.export.openvino import export_openvino
 
 
@@ -101,6 +102,57 @@ def test_defects_in_the_validation_set_are_not_looked_at(datamodule, engine, bui
     good = int((datamodule.val_data.samples.label_index == 0).sum())
     assert 0 < good < len(datamodule.val_data)
     assert model.post_processor.image_scores.numel() == good
+
+
+def fit(image_folder, tmp_path, model, datamodule=None, ckpt_path=None, **arguments):
+    engine = Engine(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, **arguments
+    )  # fmt: skip
+    engine.fit(model=model, datamodule=datamodule or good_only(image_folder), ckpt_path=ckpt_path)
+    return engine
+
+
+def test_thresholds_of_an_earlier_epoch_are_told(image_folder, tmp_path, build_model, caplog):
+    settings = {"alarm_rate": 0.34, "held_out": 0.34, "min_area": 4}
+    for epochs, told in ((3, True), (2, False)):
+        caplog.clear()
+        model = build_model(post_processor=NormalCalibratedPostProcessor(**settings))
+        fit(image_folder, tmp_path, model, max_epochs=epochs, check_val_every_n_epoch=2)
+        assert ("The last validation was before the training's last step" in caplog.text) == told
+
+
+def test_settings_that_give_way_to_the_checkpoints_are_told(trained, build_model, caplog):
+    path = trained[1].best_model_path
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    model = build_model(fusion="normalized_product", post_processor=NormalCalibratedPostProcessor(alarm_rate=0.1))
+    model.on_load_checkpoint(checkpoint)
+    assert "Using the checkpoint's alarm_rate=0.34, min_area=4, held_out=0.34;" in caplog.text
+    assert model.post_processor.alarm_rate == 0.34
+    caplog.clear()
+    MixedTeacher.load_from_checkpoint(path, map_location="cpu")
+    assert "alarm_rate" not in caplog.text
+
+
+def test_a_resumed_run_does_not_train_on_what_was_set_aside(trained, image_folder, tmp_path, build_model):
+    model = build_model(fusion="normalized_product", freeze_bn_after_first_epoch=False)
+    with pytest.raises(ConfigurationError, match="name its post-processor, .*NormalCalibratedPostProcessor, when you"):
+        fit(image_folder, tmp_path, model, ckpt_path=trained[1].best_model_path, max_epochs=4, limit_val_batches=0)
+
+
+def test_images_set_aside_only_where_training_did(image_folder, tmp_path, build_model, caplog):
+    """A checkpoint that was calibrated on a folder was trained on all training images."""
+    datamodule = Folder(
+        "tiny", root=image_folder, normal_dir="good", normal_test_dir="good_test", abnormal_dir="bad",
+        val_split_mode="none", train_batch_size=4, num_workers=0, seed=0,
+    )  # fmt: skip
+    model = build_model()
+    engine = fit(image_folder, tmp_path, model, datamodule, max_epochs=1, limit_val_batches=0)
+    path = tmp_path / "calibrated.ckpt"
+    engine.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    calibrate_checkpoint(tmp_path / "model.ckpt", image_folder / "good_test", path, alarm_rate=0.2)
+    restored = MixedTeacher.load_from_checkpoint(path, map_location="cpu")
+    restored.to_openvino(tmp_path, datamodule=datamodule, onnx_kwargs={"verbose": False})
+    assert "are not those that the model was trained on" not in caplog.text
 
 
 def test_any_anomalib_model(image_folder, tmp_path):

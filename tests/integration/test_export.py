@@ -16,19 +16,21 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, InterpolationMode, Normalize, Resize
 
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.stream import resident_mb
 from anomalib_mixedteacher.calibration.conformal import conformal_threshold, p_value
 from anomalib_mixedteacher.cli import main
 from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor
 from anomalib_mixedteacher.edge import EdgeDetector
 from anomalib_mixedteacher.edge.record import read_record, record_path
 from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError, QuantizationError
 from anomalib_mixedteacher.export import files, quantize
 from anomalib_mixedteacher.export import openvino as openvino_export
-from anomalib_mixedteacher.export.graph import network, raw, with_resize
+from anomalib_mixedteacher.export.graph import network, with_resize
+from anomalib_mixedteacher.export.verdict import raw
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 QUIET = {"verbose": False}
@@ -118,6 +120,48 @@ def test_another_transform_is_exported_as_it_is(build_model, images, tmp_path):
         expected = model(batch).pred_score.numpy()
     np.testing.assert_allclose(compiled(path)(batch.numpy())["pred_score"], expected, rtol=1e-3)
     assert read_record(path).image_size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Resize((64, 64), interpolation=InterpolationMode.NEAREST)],
+        [Resize((128, 128)), Resize((64, 64))],
+        [Grayscale(3), Resize((64, 64))],
+        [Resize((90, 110)), CenterCrop(80), Resize((64, 64))],
+    ],
+    ids=["nearest", "two resizes", "grey first", "crop between"],
+)
+@pytest.mark.parametrize("pre_processor", [PreProcessor, AntialiasedPreProcessor])
+def test_images_are_resized_in_the_graph_as_in_training(build_model, tmp_path, steps, pre_processor):
+    transform = Compose([*steps, Normalize([0.5] * 3, [0.25] * 3)])
+    model = build_model(pre_processor=pre_processor(transform)).eval()
+    model.model.load_teachers(model.teacher_weights)
+    path = model.to_openvino(tmp_path, input_size=(150, 190), onnx_kwargs=QUIET)
+    batch = torch.rand(1, 3, 150, 190)
+    with torch.no_grad():
+        expected = model.model(transform(batch)).pred_score.numpy()
+    np.testing.assert_allclose(compiled(path)(batch.numpy())["pred_score"], expected, rtol=1e-3)
+
+
+def test_scores_that_thresholds_do_not_scale_are_refused_at_the_edge(build_model, converted, tmp_path, caplog):
+    model = build_model(post_processor=PostProcessor(enable_normalization=False))
+    model.model.load_teachers(model.teacher_weights)
+    model.post_processor._image_threshold.fill_(2.0)
+    model.post_processor._pixel_threshold.fill_(2.0)
+    replaced = mock.patch.object(openvino_export, "network", return_value=converted.clone())
+    with replaced, caplog.at_level(logging.WARNING):
+        path = model.to_openvino(tmp_path, onnx_kwargs=QUIET)
+    assert "does not scale scores by its thresholds, so EdgeDetector will refuse the model" in caplog.text
+    with pytest.raises(ExportedModelError, match="calibrate it"):
+        EdgeDetector(path, cache=None)
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_at_once(trained, tmp_path):
+    (tmp_path / "file").touch()
+    converted = mock.patch.object(openvino_export, "network", side_effect=AssertionError("converted"))
+    with converted, pytest.raises(ConfigurationError, match="Cannot write to .*give another --export_root"):
+        trained[0].to_openvino(tmp_path / "file", onnx_kwargs=QUIET)
 
 
 def test_a_model_without_thresholds_is_told_and_refused_at_the_edge(build_model, converted, tmp_path, caplog):

@@ -107,7 +107,7 @@ def conformal_threshold(scores: ArrayLike, alarm_rate: float) -> float:
     if rank > values.size:
         msg = (
             f"An alarm rate of {alarm_rate} takes {images_needed(alarm_rate)} good calibration images, but there are "
-            f"{values.size}: add images, allow a rate of {_rounded_up(smallest_alarm_rate(values.size))} or more, or "
+            f"{values.size}: add images, allow a rate of {rounded_up(smallest_alarm_rate(values.size))} or more, or "
             "ask for the tail fit, which estimates beyond the data."
         )
         raise CalibrationError(msg)
@@ -147,7 +147,12 @@ def suspects(scores: ArrayLike) -> NDArray[np.intp]:
     return far[np.argsort(-values[far])]
 
 
-def _rounded_up(rate: float) -> str:
-    """Write a rate with two digits, so that what is written is still reachable."""
-    scale = 10 ** (1 - math.floor(math.log10(rate)))
+def rounded_up(rate: float, digits: int = 2) -> str:
+    """Write a rate rounded up, so that what is written is still reachable.
+
+    Args:
+        rate: A rate above 0.
+        digits: Digits behind leading zeros.
+    """
+    scale = 10 ** (digits - 1 - math.floor(math.log10(rate)))
     return f"{math.ceil(rate * scale - 1e-9) / scale:g}"

@@ -26,6 +26,7 @@ from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError, D
 logger = logging.getLogger(__name__)
 
 SCORES = ("image_scores", "pixel_scores")
+SETTINGS = ("alarm_rate", "min_area", "tail_fit", "held_out", "seed")
 
 
 class NormalCalibratedPostProcessor(PostProcessor):
@@ -93,11 +94,22 @@ class NormalCalibratedPostProcessor(PostProcessor):
         for name, metric in self._gathered.items():
             self.add_module(f"_gathered_{name}", metric)  # moved between devices with the rest
         self._paths: list[str] = []
+        self._calibrated_step: int | None = None
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         """Attributes that a checkpoint keeps."""
-        return (*super()._checkpoint_config_keys, "alarm_rate", "min_area", "tail_fit", "held_out", "seed")
+        return (*super()._checkpoint_config_keys, *SETTINGS)
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore the settings from a checkpoint, and say so where this run asked for others."""
+        before = {key: getattr(self, key) for key in SETTINGS}
+        super().load_checkpoint_config(config)
+        if differing := [f"{key}={getattr(self, key)}" for key, value in before.items() if getattr(self, key) != value]:
+            logger.warning(
+                "Using the checkpoint's %s; 'mixedteacher calibrate' sets thresholds for another budget.",
+                ", ".join(differing),
+            )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set training images aside where the validation set has no good ones.
@@ -134,10 +146,16 @@ class NormalCalibratedPostProcessor(PostProcessor):
         del pl_module
         if not trainer.sanity_checking:
             self.calibrate()
+            self._calibrated_step = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if no validation run has come by."""
-        del trainer, pl_module
+        """Say so if no validation run has come by, or none at the end."""
+        del pl_module
+        if self.image_scores.numel() and self._calibrated_step != trainer.global_step:
+            logger.warning(
+                "The last validation was before the training's last step, and the thresholds are of that time: test "
+                "and export the checkpoint, not this model, or train a multiple of check_val_every_n_epoch."
+            )
         if not self.image_scores.numel():
             logger.warning(
                 "No good image was scored during training, so there is no threshold: give the trainer validation data "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomalib_mixedteacher.calibration.conformal import conformal_rank, smallest_alarm_rate
+from anomalib_mixedteacher.calibration.conformal import conformal_rank, rounded_up, smallest_alarm_rate
 from anomalib_mixedteacher.calibration.tail import realised_alarm_rate
 from anomalib_mixedteacher.calibration.thresholds import Threshold
 
@@ -54,7 +54,7 @@ class CalibrationReport:
             lines.append(
                 f"expected false alarms in 1000 good images: {self.expected_alarms:.1f} (95 %: {low:.1f} to {high:.1f})"
             )
-        lines.append(f"smallest budget these images can promise: {self.smallest_alarm_rate:.4f}")
+        lines.append(f"smallest budget these images can promise: {rounded_up(self.smallest_alarm_rate, 3)}")
         counts, edges = np.histogram(self.scores, bins=12)
         marked = min(int(np.searchsorted(edges, self.image_threshold, side="right")) - 1, len(counts) - 1)
         for index, (count, low) in enumerate(zip(counts, edges, strict=False)):

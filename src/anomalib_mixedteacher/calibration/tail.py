@@ -40,12 +40,13 @@ def tail_threshold(scores: ArrayLike, alarm_rate: float) -> float:
         raise CalibrationError(msg)
     from scipy.stats import genpareto  # takes a second to import, and is needed for calibration only
 
-    shape, _, scale = genpareto.fit(excess, floc=0)
+    unit = float(excess.mean())  # the fit's tolerances are absolute, and a product of distances may be 1e-10
+    shape, _, scale = genpareto.fit(excess / unit, floc=0)
     if shape < 0:
         # A dozen exceedances say nothing about an end of the tail, yet the likelihood loves one just above the largest.
-        shape, scale = 0.0, float(excess.mean())
+        shape, scale = 0.0, 1.0
     share = excess.size / values.size
-    return max(float(values[-1]), start + float(genpareto.isf(alarm_rate / share, shape, scale=scale)))
+    return max(float(values[-1]), start + float(genpareto.isf(alarm_rate / share, shape, scale=scale * unit)))
 
 
 def realised_alarm_rate(n: int, rank: int, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -12,6 +12,7 @@ from anomalib_mixedteacher.calibration.conformal import (
     check_scores,
     conformal_rank,
     conformal_threshold,
+    rounded_up,
     smallest_alarm_rate,
 )
 from anomalib_mixedteacher.calibration.tail import tail_threshold
@@ -114,11 +115,11 @@ def _find(scores: NDArray[np.float64], alarm_rate: float, kind: str, tail_fit: b
             logger.warning("The %s threshold is an estimate from the tail of %d scores.", kind, scores.size)
             return estimate
     logger.warning(
-        "%d good images are too few for an alarm rate of %g: the %s threshold is their maximum, good for %.3f.",
+        "%d good images are too few for an alarm rate of %g: the %s threshold is their maximum, good for %s.",
         scores.size,
         alarm_rate,
         kind,
-        smallest_alarm_rate(scores.size),
+        rounded_up(smallest_alarm_rate(scores.size), 3),
     )
     return float(scores[-1])
 

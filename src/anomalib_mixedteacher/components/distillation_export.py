@@ -1,5 +1,6 @@
 """How every distillation detector is exported."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +11,7 @@ from anomalib.deploy import CompressionType, ExportType
 from anomalib.models import AnomalibModule
 from torchmetrics import Metric
 
+from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
 
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
@@ -100,6 +102,7 @@ class DistillationExport(_Base):
 
         Raises:
             TeacherNotLoadedError: If the model was not trained.
+            ConfigurationError: If the folder cannot be written to.
             QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
         """
         del task, ov_kwargs
@@ -109,6 +112,12 @@ class DistillationExport(_Base):
         kind = None if compression_type is None else CompressionType(compression_type)
         compression = Compression(kind, datamodule, watches_pixels(metric), max_drop, keep=self.float_networks)
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass  # known before minutes of quantisation
+        except OSError as error:
+            msg = f"Cannot write to {folder} ({error.strerror}): give another --export_root."
+            raise ConfigurationError(msg) from error
         path = folder / f"{model_file_name}.xml"
         return export_openvino(self, path, input_size, compression, self.provenance, onnx_kwargs)

@@ -13,7 +13,7 @@ from anomalib_mixedteacher.components.normalization import IMAGENET_MEAN, IMAGEN
 logger = logging.getLogger(__name__)
 
 # All forms that torchvision takes; the numbers are Pillow's.
-_BILINEAR = ("bilinear", InterpolationMode.BILINEAR, 2)
+BILINEAR = ("bilinear", InterpolationMode.BILINEAR, 2)
 _NEVER_ANTIALIASED = ("nearest", "nearest-exact", InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT, 0)
 
 
@@ -99,7 +99,7 @@ def _exportable(transform: Transform | None, export_transform: Any) -> Any:
         return Compose([_exportable(step, exported) for step, exported in steps])
     if not isinstance(transform, Resize) or not transform.antialias or transform.interpolation in _NEVER_ANTIALIASED:
         return export_transform
-    bilinear = transform.interpolation in _BILINEAR
+    bilinear = transform.interpolation in BILINEAR
     if bilinear and transform.size is not None and len(transform.size) == 2:
         return AntialiasedResize((transform.size[0], transform.size[1]))
     logger.warning(

@@ -17,13 +17,13 @@ from torch import nn
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
-from anomalib_mixedteacher.components.pre_processing import AntialiasedResize
+from anomalib_mixedteacher.components.pre_processing import BILINEAR, AntialiasedPreProcessor, AntialiasedResize
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.verdict import RAW_MAP, RAW_SCORE, with_thresholds
 
 
 def resize_of(module: AnomalibModule) -> Resize | None:
-    """Find the antialiased resize to a fixed size that a model's transform starts with.
+    """Find the bilinear, antialiased resize to a fixed size that a model's transform starts with.
 
     Args:
         module: A model.
@@ -33,8 +33,9 @@ def resize_of(module: AnomalibModule) -> Resize | None:
     """
     transform = module.pre_processor.transform if isinstance(module.pre_processor, PreProcessor) else None
     first = transform.transforms[0] if isinstance(transform, Compose) and len(transform.transforms) else None
-    fixed = isinstance(first, Resize) and first.antialias and first.size is not None and len(first.size) == 2
-    return first if fixed else None
+    if not isinstance(first, Resize) or not first.antialias or first.interpolation not in BILINEAR:
+        return None
+    return first if first.size is not None and len(first.size) == 2 else None
 
 
 def network(module: AnomalibModule, input_size: tuple[int, int] | None = None, **onnx_kwargs: Any) -> openvino.Model:
@@ -162,6 +163,14 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _exportable(transform: Any, without_resize: bool) -> PreProcessor | None:
+    """Make a pre-processor of a transform, or of what follows its resize, that resizes in the graph as in training."""
+    if without_resize:
+        rest = transform.transforms[1:]
+        return AntialiasedPreProcessor(Compose(rest)) if rest else None
+    return AntialiasedPreProcessor(transform)
+
+
 @contextmanager
 def _without_ends(module: AnomalibModule, without_resize: bool) -> Iterator[None]:
     """Take post-processor and resize off a model for the time of its conversion."""
@@ -173,9 +182,9 @@ def _without_ends(module: AnomalibModule, without_resize: bool) -> Iterator[None
     training = module.training
     try:
         module.post_processor = None
-        if without_resize and isinstance(before, PreProcessor) and isinstance(before.transform, Compose):
-            rest = before.transform.transforms[1:]
-            module.pre_processor = PreProcessor(Compose(rest)) if rest else None
+        # another class may do more in its forward
+        if isinstance(before, PreProcessor) and type(before) in {PreProcessor, AntialiasedPreProcessor}:
+            module.pre_processor = _exportable(before.transform, without_resize)
         yield
     finally:
         module.pre_processor, module.post_processor = before, after

@@ -102,7 +102,7 @@ def export_openvino(
     reference = network(module, input_size, **(onnx_kwargs or {}))
     model, measured = reference, None
     if compression.datamodule is not None:
-        _prepare(compression.datamodule, post_processor)
+        _prepare(compression.datamodule, post_processor, (provenance or {}).get("training_data"))
     _warn_of_missing(post_processor, compression)
     if compression.kind is not None:
         model = _compressed(reference, compression, resize)
@@ -132,9 +132,9 @@ def describe(post_processor: PostProcessor | None) -> dict[str, Any]:
         post_processor: anomalib's or this package's.
 
     Returns:
-        ``thresholds`` and ``calibration`` of the :class:`ModelRecord`.
+        ``thresholds`` and ``calibration`` of the :class:`ModelRecord`; none where scores are not scaled by them.
     """
-    if post_processor is None:
+    if post_processor is None or not post_processor.enable_normalization:
         return {}
     pairs = {"image": post_processor.image_threshold.item(), "pixel": post_processor.pixel_threshold.item()}
     thresholds = {name: value for name, value in pairs.items() if np.isfinite(value)}
@@ -144,17 +144,33 @@ def describe(post_processor: PostProcessor | None) -> dict[str, Any]:
     return {"thresholds": thresholds, "calibration": found}
 
 
-def _prepare(datamodule: AnomalibDataModule, post_processor: PostProcessor | None) -> None:
+def _prepare(
+    datamodule: AnomalibDataModule, post_processor: PostProcessor | None, known: dict[str, Any] | None
+) -> None:
     """Set up a datamodule as training did, images set aside for the thresholds included."""
     datamodule.prepare_data()
     datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
-    if isinstance(post_processor, NormalCalibratedPostProcessor) and not has_good(datamodule):
+    if not isinstance(post_processor, NormalCalibratedPostProcessor) or has_good(datamodule):
+        return
+    if not _is_trained_on(datamodule, known):  # else the thresholds are from a folder, and nothing was set aside
         hold_out(datamodule, post_processor.held_out, post_processor.seed)
+
+
+def _is_trained_on(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> bool:
+    """Tell whether a datamodule's training images are those of a record."""
+    data = datamodule.train_data
+    sha256 = (known or {}).get("sha256")
+    return sha256 is not None and sha256 == training_fingerprint(data, check_training_data(data))["sha256"]
 
 
 def _warn_of_missing(post_processor: PostProcessor | None, compression: Compression) -> None:
     if post_processor is not None and bool(post_processor.image_threshold.isnan()):
         logger.warning("The model has no thresholds yet: train it with validation images, or calibrate it afterwards.")
+    elif post_processor is not None and not post_processor.enable_normalization:
+        logger.warning(
+            "The post-processor does not scale scores by its thresholds, so EdgeDetector will refuse the model: run "
+            "'mixedteacher calibrate MODEL.xml --good FOLDER' on the export, or leave enable_normalization=False out."
+        )
     calibrated = isinstance(post_processor, NormalCalibratedPostProcessor) and post_processor.image_scores.numel()
     if calibrated and compression.kind is not None and compression.datamodule is None:
         logger.warning(_FLOAT_THRESHOLDS)
@@ -163,8 +179,7 @@ def _warn_of_missing(post_processor: PostProcessor | None, compression: Compress
 def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> None:
     if known is None or known.get("sha256") is None:
         return
-    data = datamodule.train_data
-    if known["sha256"] != training_fingerprint(data, check_training_data(data))["sha256"]:
+    if not _is_trained_on(datamodule, known):
         logger.warning(
             "The datamodule's training images are not those that the model was trained on, so its test images may be; "
             "the recorded AUROC may be too high. Give the same data, and the same --data.seed."
@@ -262,7 +277,7 @@ def _recalibrated(
             scores.append(float(exact(images)["pred_score"].item()))
             gather(found, compiled(images), batch.image_path)
     known = np.sort(post_processor.image_scores.cpu().numpy())
-    if len(scores) != len(known) or not np.allclose(np.sort(scores), known, rtol=_SAME):
+    if len(scores) != len(known) or not np.allclose(np.sort(scores), known, rtol=_SAME, atol=0):
         logger.warning("The good validation images are not those that set the thresholds. %s", _FLOAT_THRESHOLDS)
         return post_processor
     found.calibrate()

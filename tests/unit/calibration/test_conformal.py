@@ -12,6 +12,7 @@ from anomalib_mixedteacher.calibration.conformal import (
     conformal_threshold,
     images_needed,
     p_value,
+    rounded_up,
     smallest_alarm_rate,
     suspects,
 )
@@ -146,3 +147,11 @@ def test_suspects_are_found_highest_first():
     assert not suspects(scores).size
     scores[7], scores[40] = 5.0, 9.0
     assert suspects(scores).tolist() == [40, 7]
+
+
+@pytest.mark.parametrize("digits", [2, 3])
+def test_a_rate_that_is_written_can_be_reached(digits):
+    for n in range(1, 1200):
+        written = float(rounded_up(smallest_alarm_rate(n), digits))
+        assert conformal_rank(n, written) <= n
+        assert written == pytest.approx(smallest_alarm_rate(n), rel=10 ** (1 - digits))

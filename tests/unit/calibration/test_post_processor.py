@@ -79,7 +79,7 @@ def test_too_few_images_give_the_smallest_reachable_budget_and_say_so(caplog):
         processor = calibrated([1.0, 3.0, 2.0], alarm_rate=0.05)
     assert processor.image_threshold == 3
     assert "3 good images are too few for an alarm rate of 0.05" in caplog.text
-    assert "good for 0.250" in caplog.text
+    assert "good for 0.25." in caplog.text
 
 
 def test_tail_fit_is_labelled(caplog):

@@ -43,6 +43,14 @@ def test_tail_agrees_with_counting_where_both_go():
     assert tail_threshold(scores[:200], big) == pytest.approx(conformal_threshold(scores, big), rel=0.35)
 
 
+def test_tail_does_not_depend_on_the_unit():
+    """A product of distances may be of any size."""
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        scores = rng.gamma(3, size=60)
+        assert tail_threshold(1e-12 * scores, 1e-3) == pytest.approx(1e-12 * tail_threshold(scores, 1e-3), rel=0.01)
+
+
 @pytest.mark.parametrize("scores", [np.arange(20.0), np.full(100, 3.0)])
 def test_too_few_scores_in_the_tail(scores):
     with pytest.raises(CalibrationError, match="takes 32 good calibration images of different scores"):
