@@ -5,7 +5,7 @@ Importing this package imports neither torch nor anomalib: public names are reso
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.1"
+__version__ = "0.4.2"
 
 if TYPE_CHECKING:
     from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor

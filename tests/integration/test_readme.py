@@ -23,7 +23,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()
 
 NOT_RUN = {
-    "git clone <this repository> && cd anomalib-mixedteacher": "the address is not known, and it needs a network",
     "make demo": "makes an environment of its own and trains for minutes",
     "mixedteacher benchmark configs/benchmark/line.yaml --output runs/line": "takes hours; another benchmark is run",
     "mixedteacher benchmark configs/benchmark/texture_teachers.yaml --output runs/line_texture": "takes half an hour",
