@@ -125,6 +125,7 @@ class DistillationModule(DistillationExport, _Base):
         self._training_data: dict[str, Any] | None = None
         self._cached_teachers: CachedTeachers | None = None
         self._kept_images: KeptData | None = None
+        self._limits_before: dict[str, Any] = {}
 
     @abstractmethod
     def configure_loss(self) -> DistillationLoss:
@@ -155,7 +156,7 @@ class DistillationModule(DistillationExport, _Base):
             loop.max_epochs = self.max_epochs
 
     def setup(self, stage: str) -> None:
-        """Prepare students and images for training.
+        """Prepare students and images for training, without validation where there are no images for it.
 
         Raises:
             ConfigurationError: If the trainer's precision is a pure half precision, or it exchanges the statistics of
@@ -178,6 +179,7 @@ class DistillationModule(DistillationExport, _Base):
         self._channels_last = suits_channels_last(strategy.root_device, precision)
         self._compiled = self.compile_students
         speed_up(self.model.students, self._channels_last, self._compiled)
+        self._skip_missing_validation()
         self._keep_images()
 
     def on_train_start(self) -> None:
@@ -237,6 +239,22 @@ class DistillationModule(DistillationExport, _Base):
             slow_down(self.model.students)
         self._channels_last = self._compiled = False
         self._release_images()
+        if self._limits_before:
+            vars(self.trainer).update(self._limits_before)
+        self._limits_before = {}
+
+    def _skip_missing_validation(self) -> None:
+        """Train without validation where neither the datamodule nor a post-processor has images for it.
+
+        Callbacks, the post-processor among them, are set up before the module.
+        """
+        if self._datamodule is None or hasattr(self._datamodule, "val_data"):
+            return
+        logger.info("There are no validation images: the last epoch is kept, without thresholds.")
+        # Lightning leaves checkpoints to validations unless one was due in each epoch.
+        without = {"limit_val_batches": 0, "check_val_every_n_epoch": 1}
+        self._limits_before = {name: getattr(self.trainer, name) for name in without}
+        vars(self.trainer).update(without)
 
     def _keep_images(self) -> None:
         if self.feature_cache and self._datamodule is not None:

@@ -10,7 +10,7 @@ from anomalib.engine import Engine
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from anomalib_mixedteacher import MixedTeacher, Msfd
+from anomalib_mixedteacher import MixedTeacher, Msfd, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.components.kept_images import KeptImages
 from anomalib_mixedteacher.errors import ConfigurationError
 
@@ -224,3 +224,51 @@ def test_each_fit_gathers_its_own_statistics(make_engine, make_data, teacher_fol
     untrained, first, second = means
     assert not torch.equal(first, untrained)
     assert not torch.equal(second, first)
+
+
+def saved_epoch(engine: Engine) -> int:
+    return torch.load(engine.best_model_path, weights_only=True)["epoch"]
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_without_validation_images_training_runs_and_keeps_its_last_epoch(make_engine, make_data, every):
+    """anomalib's datamodule fails where it has none, and Lightning saves at the end of a validation."""
+    engine, data = make_engine(max_epochs=2, check_val_every_n_epoch=every), make_data(val_split_mode="none")
+    model = small()
+    engine.train(model=model, datamodule=data)
+    assert saved_epoch(engine) == 1
+    assert engine.trainer.callback_metrics["image_AUROC"] >= 0  # tested all the same
+    # the trainer is as it was: other data are validated
+    assert (engine.trainer.limit_val_batches, engine.trainer.check_val_every_n_epoch) == (1.0, every)
+    engine.trainer.fit_loop.max_epochs = 7
+    engine.fit(model=model, datamodule=make_data())
+    assert model.post_processor.image_threshold.isfinite()
+
+
+def test_neither_test_nor_validation_images(make_engine, image_folder):
+    data = Folder(
+        "tiny", root=image_folder, normal_dir="good", test_split_mode="none", val_split_mode="none", num_workers=0
+    )
+    engine = make_engine(max_epochs=1)
+    engine.train(model=small(), datamodule=data)
+    assert saved_epoch(engine) == 0
+
+
+def test_images_that_a_post_processor_sets_aside_are_validated_on(make_engine, make_data):
+    post_processor = NormalCalibratedPostProcessor(alarm_rate=0.4)
+    engine = make_engine(max_epochs=1)
+    model = small(post_processor=post_processor)
+    engine.fit(model=model, datamodule=make_data(val_split_mode="none"))
+    assert len(post_processor.image_scores) == 2
+    assert saved_epoch(engine) == 0
+
+
+def test_an_interrupted_training_without_validation_leaves_the_trainer_as_it_was(make_engine, make_data):
+    class Fail(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            raise RuntimeError("on purpose")
+
+    engine = make_engine(Fail(), max_epochs=1)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        engine.fit(model=small(), datamodule=make_data(val_split_mode="none"))
+    assert engine.trainer.limit_val_batches == 1.0
