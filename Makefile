@@ -38,9 +38,9 @@ tables: $(INSTALLED)
 # The shipped texture teachers, as they were made: about an hour on two cores, to be called again after an interruption.
 teachers: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m anomalib_mixedteacher.pretraining --output runs/teachers --device cpu \
-		--backbones efficientnet_b0 --steps 1700 --refresh 60 & \
+		--backbones efficientnet_b0 --steps 1700 --refresh 60 & first=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m anomalib_mixedteacher.pretraining --output runs/teachers --device cpu \
-		--backbones resnet18 --steps 4000 --refresh 60 && wait
+		--backbones resnet18 --steps 4000 --refresh 60; second=$$?; wait $$first && exit $$second
 
 $(INSTALLED): pyproject.toml constraints.txt src/anomalib_mixedteacher.pth src/_anomalib_mixedteacher_startup.py
 	$(PYTHON) -m venv $(VENV)

@@ -6,7 +6,10 @@ it. A shipped file whose checksum differs is not loaded.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from anomalib_mixedteacher.errors import WeightsError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FOLDER = Path(__file__).resolve().parents[1] / "texture_teachers"
 MANIFEST = "manifest.json"
@@ -98,25 +106,73 @@ def write_texture_teachers(
         folder: Made if it does not exist.
         weights: State dict of each backbone, in timm's naming.
         about: Entry of each backbone: ``version``, ``layers``, and whatever tells how the weights were made.
+
+    Raises:
+        WeightsError: If a weight is not finite as it is stored, if the manifest is damaged, or if a file cannot be
+            written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    for backbone, state in weights.items():
-        kept = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-        content = save({key: value.half() if value.ndim > 1 else value for key, value in kept.items()})
-        name = f"{backbone}.safetensors"
-        _replace(folder / name, content)
-        entries[backbone] = {
-            "file": name,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-            "parameters": sum(value.numel() for key, value in kept.items() if "running_" not in key),
-            **about[backbone],
-        }
-    _replace(folder / MANIFEST, (json.dumps({"teachers": entries}, indent=2) + "\n").encode())
+    files = {f"{backbone}.safetensors": _stored(backbone, state) for backbone, state in weights.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+            for backbone, (name, stored) in zip(weights, files.items(), strict=True):
+                content = save(stored)
+                write_whole(folder / name, content)
+                entries[backbone] = {
+                    "file": name,
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "bytes": len(content),
+                    "parameters": sum(value.numel() for key, value in stored.items() if "running_" not in key),
+                    **about[backbone],
+                }
+            write_whole(folder / MANIFEST, (json.dumps({"teachers": entries}, indent=2) + "\n").encode())
+    except OSError as error:
+        msg = f"The weights cannot be written to {folder} ({error.strerror or error}): make room there, and try again."
+        raise WeightsError(msg) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside its place and rename it when it has reached the disk.
+
+    Args:
+        path: The file.
+        content: What to write.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is still there then.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # another process may write the same file
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _stored(backbone: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the tensors of a state dict as they are stored."""
+    kept = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    stored = {key: value.half() if value.ndim > 1 else value for key, value in kept.items()}
+    for key, value in stored.items():
+        if not value.isfinite().all():
+            msg = (
+                f"The weights of {backbone} are not written, {key!r} is not finite in float16: train them again with "
+                "a lower learning rate."
+            )
+            raise WeightsError(msg)
+    return stored
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes a folder's manifest, and keep others out until this is left."""
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

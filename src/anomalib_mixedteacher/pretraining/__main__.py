@@ -45,8 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
         settings["objectives"] = dict(objectives)
     try:
         run(Recipe(**{**settings, "backbones": tuple(settings["backbones"])}), output, device)
-    except (MixedTeacherError, OSError) as error:
+    except MixedTeacherError as error:
         print(f"pretraining: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        remedy = "make room there or give another --output, and call again to go on"
+        print(f"pretraining: Cannot use {output} ({error.strerror or error}): {remedy}.", file=sys.stderr)
         return 1
     return 0
 

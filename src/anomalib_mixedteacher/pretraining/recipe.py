@@ -10,6 +10,7 @@ from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.pretraining.objectives import OBJECTIVES
 
 LAYERS = {"resnet18": (1, 2), "efficientnet_b0": (3, 4)}  # what MixedTeacher uses, and so what is trained and shipped
+_SEEDS = 1 << 31  # those that leave the generators' 64 bits room for a number of each step
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Recipe:
 
     Attributes:
         objectives: Weight of each objective by name.
-        seed: Seed of weights and images, 0 or more.
+        seed: Seed of weights and images, from 0 to 2147483647.
         steps: Optimiser steps.
         batch: Images a step.
         size: Side of an image in pixels.
@@ -54,6 +55,15 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 msg = f"{name} must be 1 or more, not {value}."
+                raise ConfigurationError(msg)
+        if not 0 <= self.seed < _SEEDS:
+            msg = f"seed must be 0 or more and below {_SEEDS}, not {self.seed}."
+            raise ConfigurationError(msg)
+        for name in ("light", "weight_decay", "learning_rate"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and name == "learning_rate"):
+                least = "above 0" if name == "learning_rate" else "of 0 or more"
+                msg = f"{name} must be a finite number {least}, not {value}."
                 raise ConfigurationError(msg)
         if self.size < 32 or self.canvas < 2 * self.size:
             msg = f"size={self.size} must be 32 or more, and canvas={self.canvas} at least twice that."

@@ -4,6 +4,7 @@ Step ``k`` of a run sees the same images whatever happened before: they are draw
 that was interrupted therefore goes on as if nothing had been, and on the CPU ends in the same weights.
 """
 
+import io
 import json
 import logging
 import math
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.components.normalization import IMAGENET_MEAN, IMAGENET_STD
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.components.texture_weights import write_whole
+from anomalib_mixedteacher.errors import CheckpointError, ConfigurationError
 from anomalib_mixedteacher.pretraining.draw import Draw
 from anomalib_mixedteacher.pretraining.objectives import build_objective
 from anomalib_mixedteacher.pretraining.recipe import LAYERS, Recipe
@@ -114,7 +116,15 @@ class Pretrainer:
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def save(self, path: Path) -> None:
-        """Save everything that :meth:`restore` needs, under a temporary name first."""
+        """Save everything that :meth:`restore` needs, as a whole or not at all.
+
+        Raises:
+            ConfigurationError: If a weight is not finite.
+            CheckpointError: If the state cannot be written.
+        """
+        for key, value in self.branches.state_dict().items():
+            if not value.isfinite().all():
+                raise self._astray(f"{key} is not finite")
         state = {
             "recipe": self.recipe.as_json(),
             "generator": GENERATOR_VERSION,
@@ -123,9 +133,22 @@ class Pretrainer:
             "branches": self.branches.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        content = io.BytesIO()  # torch's own writer turns a full disk into an error without a reason
+        torch.save(state, content)
+        try:
+            write_whole(path, content.getbuffer())
+        except OSError as error:
+            msg = (
+                f"The state cannot be written to {path} ({error.strerror or error}): make room there, and give the "
+                "same arguments again to go on."
+            )
+            raise CheckpointError(msg) from error
+
+    def _astray(self, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"Training went astray, {what} at step {self.step}: start anew with a lower learning_rate, in another "
+            "output folder."
+        )
 
     def restore(self, path: Path) -> None:
         """Go on from a saved state.
@@ -135,19 +158,21 @@ class Pretrainer:
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
+            generator, recipe = state.get("generator", GENERATOR_VERSION), state["recipe"]
+            if (generator, recipe) == (GENERATOR_VERSION, self.recipe.as_json()):
+                self.branches.load_state_dict(state["branches"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.step = int(state["step"])
+                self.about = dict(state.get("about", self.about))
+        except (RuntimeError, EOFError, UnpicklingError, LookupError, AttributeError, TypeError, ValueError) as error:
             msg = f"The state {path} is damaged ({type(error).__name__}): remove it to start anew."
             raise ConfigurationError(msg) from error
-        if state.get("generator", GENERATOR_VERSION) != GENERATOR_VERSION:
+        if generator != GENERATOR_VERSION:
             msg = f"{path} was begun with another version of the generator: give another output folder."
             raise ConfigurationError(msg)
-        if state["recipe"] != self.recipe.as_json():
+        if recipe != self.recipe.as_json():
             msg = f"{path} is of another recipe: give the same arguments as before, or another output folder."
             raise ConfigurationError(msg)
-        self.branches.load_state_dict(state["branches"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        self.about = state.get("about", self.about)
 
     def fit(self, folder: Path, save_every: float = 300.0, log_every: int = 50) -> None:
         """Train to the last step, from the state in the folder if there is one.
@@ -156,9 +181,15 @@ class Pretrainer:
             folder: Receives the state and a log, ``log.jsonl``.
             save_every: Seconds between two states.
             log_every: Steps between two lines of the log.
+
+        Raises:
+            ConfigurationError: If the loss or a weight is no longer finite, or the state there is not this run's.
+            CheckpointError: If the state cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / STATE
+        for left in folder.glob(f".{STATE}.*.tmp"):  # by a process that was killed while it saved
+            left.unlink(missing_ok=True)
         if path.exists():
             self.restore(path)
             logger.info("Going on from step %d", self.step)
@@ -168,7 +199,11 @@ class Pretrainer:
             reports.append(self.train_step())
             if self.step % log_every == 0 or self.step == self.recipe.steps:
                 line: dict[str, float] = {"step": self.step}
-                line |= {key: round(sum(r[key].item() for r in reports) / len(reports), 4) for key in reports[0]}
+                losses = {key: sum(r[key].item() for r in reports) / len(reports) for key in reports[0]}
+                for key, loss in losses.items():
+                    if not math.isfinite(loss):
+                        raise self._astray(f"the loss {key} is {loss}")
+                line |= {key: round(loss, 4) for key, loss in losses.items()}
                 line["images_per_second"] = round(len(reports) * self.recipe.batch / (time.monotonic() - logged), 1)
                 with (folder / LOG).open("a") as log:
                     log.write(json.dumps(line) + "\n")

@@ -1,7 +1,11 @@
 """The shipped teachers: checksum, messages, size, and what was written comes back."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,7 +72,7 @@ def test_what_was_written_comes_back(folder, net):
 def test_writing_one_backbone_keeps_the_other(folder):
     write_texture_teachers(folder, {"other": {"weight": torch.ones(1, 1)}}, {"other": {"version": "y", "layers": [0]}})
     assert sorted(read_manifest(folder)) == ["other", "resnet18"]
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_a_tampered_file_is_refused(folder, net):
@@ -117,3 +121,56 @@ def test_a_folder_of_teachers_is_a_source_of_weights(folder, net, tmp_path):
     shutil.copytree(folder, tmp_path / "mine")
     state = load_teacher_weights("resnet18", str(tmp_path / "mine"), net)
     assert state.keys() == net.state_dict().keys()
+
+
+def test_two_processes_write_one_manifest(folder):
+    code = """
+import sys, time
+from pathlib import Path
+import torch
+from anomalib_mixedteacher.components import texture_weights
+read = texture_weights.read_manifest
+def slow(folder):
+    entries = read(folder)
+    time.sleep(1.5)
+    return entries
+texture_weights.read_manifest = slow
+name = sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+texture_weights.write_texture_teachers(Path(sys.argv[1]), {name: {"weight": torch.ones(1, 1)}}, {name: {"layers": [0]}})
+"""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("first", "second")
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0]
+    assert sorted(read_manifest(folder)) == ["first", "resnet18", "second"]
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e6])
+def test_weights_that_are_not_finite_are_not_written(folder, value):
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(WeightsError, match="of resnet18 are not written, 'conv.weight' is not finite in float16"):
+        write_texture_teachers(folder, {"resnet18": {"conv.weight": torch.full((1, 1), value)}}, {"resnet18": {}})
+    assert (folder / "manifest.json").read_bytes() == before
+    load_texture_teacher("resnet18", FeatureExtractor("resnet18", (1, 2)).net, folder)
+
+
+def test_a_full_disk_is_one_sentence(folder, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WeightsError, match=r"cannot be written to .*teachers \(No space left on device\): make room"):
+        write_texture_teachers(folder, {"other": {"weight": torch.ones(1, 1)}}, {"other": {"layers": [0]}})
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["manifest.json", "resnet18.safetensors"]
+    assert not list(folder.glob(".*.tmp"))

@@ -1,9 +1,13 @@
 """Pre-training: repeatable, resumable, each backbone on its own."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +104,13 @@ def test_a_state_of_another_recipe_is_refused(tmp_path):
         ({"banks": 0}, "banks must be 1 or more, not 0"),
         ({"canvas": 63}, "canvas=63 at least twice"),
         ({"size": 16}, "size=16 must be 32 or more"),
+        ({"seed": -1}, "seed must be 0 or more and below 2147483648, not -1"),
+        ({"seed": 1 << 31}, "seed must be 0 or more and below 2147483648, not 2147483648"),
+        ({"light": -0.5}, "light must be a finite number of 0 or more, not -0.5"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a finite number of 0 or more, not inf"),
+        ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0, not -1.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, not 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number above 0, not nan"),
         ({"objectives": {"colour": 1.0}}, "colour=1.0 is no objective"),
         ({"objectives": {"defect": 0.0}}, "defect=0.0 is no objective"),
         ({"objectives": {}}, "one objective or more"),
@@ -173,3 +184,80 @@ def test_pretraining_does_not_import_anomalib():
     code = "import sys, anomalib_mixedteacher.pretraining.__main__; print('anomalib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def command(output: Path, **changes) -> list[str]:
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in {**TINY, **changes}.items()]
+    return ["--output", str(output), "--device=cpu", "--backbones", "resnet18", *options]
+
+
+def test_a_training_that_went_astray_writes_nothing(tmp_path, capsys):
+    assert main(command(tmp_path / "out", learning_rate=1e9, steps=3)) == 1
+    error = capsys.readouterr().err
+    assert "pretraining: Training went astray, " in error
+    assert "at step 3: start anew with a lower learning_rate, in another output folder." in error
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert not list((tmp_path / "out").rglob("state.pt"))
+
+
+def test_a_state_of_weights_that_are_not_finite_goes_no_further(tmp_path):
+    pretrainer = Pretrainer(recipe())
+    with torch.no_grad():
+        pretrainer.branches["resnet18"].extractor.net.conv1.weight[0] = torch.nan
+    with pytest.raises(ConfigurationError, match=r"went astray, resnet18\S*conv1.weight is not finite at step 0"):
+        pretrainer.save(tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("missing", ["recipe", "branches", "optimizer", "step"])
+def test_a_state_that_lacks_something_is_damaged(tmp_path, missing):
+    trained(tmp_path, "run", steps=1)
+    path = tmp_path / "run" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state[missing]
+    torch.save(state, path)
+    with pytest.raises(ConfigurationError, match=r"state.pt is damaged \(KeyError\): remove it to start anew"):
+        trained(tmp_path, "run", steps=1)
+
+
+@pytest.mark.parametrize("content", [[1], {"recipe": 3}, torch.zeros(1)])
+def test_a_state_of_something_else(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run" / "state.pt")
+    with pytest.raises(ConfigurationError, match=r"state.pt is (damaged|of another recipe)"):
+        trained(tmp_path, "run", steps=1)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_state_before(tmp_path, capsys, monkeypatch):
+    assert main(command(tmp_path, steps=1)) == 0
+    before = (tmp_path / "resnet18" / "state.pt").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    assert main(command(tmp_path, steps=1)) == 1
+    error = capsys.readouterr().err
+    assert "The state cannot be written to " in error
+    assert "state.pt (No space left on device): make room there, and give the same arguments again to go on." in error
+    assert (tmp_path / "resnet18" / "state.pt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_output_that_is_a_file_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(command(tmp_path / "file", steps=1)) == 1
+    assert "file (Not a directory): make room there or give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("failing", ["efficientnet_b0", "resnet18", "nothing"])
+def test_make_tells_that_one_of_the_teachers_failed(tmp_path, failing):
+    repository = Path(__file__).resolve().parents[3]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".installed").touch()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *{failing}*) exit 1;; esac\n')
+    python.chmod(0o755)
+    done = subprocess.run(["make", "teachers", f"VENV={tmp_path}"], cwd=repository, capture_output=True, text=True)
+    assert (done.returncode == 0) == (failing == "nothing"), done.stderr
