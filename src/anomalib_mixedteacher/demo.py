@@ -25,12 +25,19 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--images", type=int, default=64, help="good images to train on")
     settings = parser.parse_args()
+    if settings.epochs < 1:
+        parser.error(f"--epochs is {settings.epochs}: give 1 or more.")
     try:
         run(settings)
     except MixedTeacherError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _validation_interval(epochs: int) -> int:
+    """Give the largest number of epochs up to 5 after which the last one is validated too: that one is exported."""
+    return next(interval for interval in (5, 4, 3, 2, 1) if epochs % interval == 0)
 
 
 def run(settings: argparse.Namespace) -> None:
@@ -62,7 +69,7 @@ def run(settings: argparse.Namespace) -> None:
     engine = Engine(
         default_root_dir=output / "results",
         max_epochs=settings.epochs,
-        check_val_every_n_epoch=min(5, settings.epochs),
+        check_val_every_n_epoch=_validation_interval(settings.epochs),
         accelerator="cpu",
         enable_model_summary=False,
     )
