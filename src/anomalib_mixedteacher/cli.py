@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 COMMANDS = {
@@ -93,17 +94,39 @@ def _usage() -> str:
 
 
 def _with_own_defaults(args: list[str]) -> list[str]:
-    """Take MixedTeacher where neither a model nor a configuration file is named, and its limit to what INT8 may lose.
+    """Take MixedTeacher where neither arguments nor configuration files name a model, and its limit to INT8's loss.
 
     anomalib's own limit is a loss of 0.01, five times as much.
     """
-    named = {arg.split("=")[0] for arg in args}
-    model = [] if named & {"--model", "--config", "-c"} else ["--model", "MixedTeacher"]
-    if args[0] == "export" and "--compression_type" in named and not named & {"--max_drop", "--config", "-c"}:
+    configured = _configured(args)
+    if configured is None:  # the parser says what is wrong with the file
+        return args
+    named = configured | {arg.split("=")[0].removeprefix("--") for arg in args if arg.startswith("--")}
+    own = [] if "model" in named else ["--model", "MixedTeacher"]
+    if args[0] == "export" and "compression_type" in named and "max_drop" not in named:
         from anomalib_mixedteacher.export import MAX_DROP
 
-        model += ["--max_drop", str(MAX_DROP)]
-    return [args[0], *model, *args[1:]]
+        own += ["--max_drop", str(MAX_DROP)]
+    return [args[0], *own, *args[1:]]
+
+
+def _configured(args: list[str]) -> set[str] | None:
+    """Give the names at the top level of the configuration files; ``None`` if one cannot be read."""
+    names: set[str] = set()
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = arg.partition("=")
+        if option not in {"--config", "-c"}:
+            continue
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(value if equals else following).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        if not isinstance(content, dict):
+            return None
+        names |= {str(name).partition(".")[0] for name, setting in content.items() if setting is not None}
+    return names
 
 
 def _run(command: str, args: list[str]) -> None:

@@ -137,6 +137,45 @@ def test_export_has_its_own_limit_to_what_may_be_lost():
     assert _with_own_defaults(given) == given
 
 
+@pytest.mark.parametrize("option", ["--config {}", "--config={}", "-c {}"])
+@pytest.mark.parametrize(
+    ("content", "own"),
+    [
+        ("data: {class_path: SyntheticTextures}", "--model MixedTeacher --max_drop 0.002"),
+        ("model: {class_path: Stfpm}", "--max_drop 0.002"),
+        ("max_drop: 0.1", "--model MixedTeacher"),
+        ("model.class_path: Stfpm\nmax_drop: 0.1", ""),
+        ("- no settings", None),
+        ("{", None),
+    ],
+)
+def test_own_defaults_are_for_what_a_configuration_file_leaves_open(tmp_path, option, content, own):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    given = [*option.format(path).split(), "--compression_type=INT8_PTQ"]
+    expected = given if own is None else [*own.split(), *given]
+    assert _with_own_defaults(["export", *given]) == ["export", *expected]
+
+
+def test_own_defaults_beside_several_configuration_files(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {class_path: SyntheticTextures}")
+    (tmp_path / "b.yaml").write_text("model: {class_path: Stfpm}\ncompression_type: INT8_PTQ")
+    given = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    assert _with_own_defaults(["export", *given]) == ["export", "--max_drop", "0.002", *given]
+    assert _with_own_defaults(["train", *given[:2]]) == ["train", "--model", "MixedTeacher", *given[:2]]
+    missing = ["train", "--config", str(tmp_path / "c.yaml")]
+    assert _with_own_defaults(missing) == missing
+
+
+def test_a_configuration_file_without_a_model_trains_mixed_teacher(tmp_path, capsys):
+    path = tmp_path / "data.yaml"
+    path.write_text("data: {class_path: anomalib_mixedteacher.SyntheticTextures}")
+    with pytest.raises(SystemExit) as info:
+        main(["train", "--config", str(path), "--print_config"])
+    assert info.value.code == 0
+    assert "class_path: anomalib_mixedteacher.MixedTeacher" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
