@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from anomalib_mixedteacher.errors import CacheError
+
 CACHE_VARIABLE = "ANOMALIB_MIXEDTEACHER_CACHE"
 UNUSED_DAYS = 30
 
@@ -19,10 +21,18 @@ def cache_folder(kind: str) -> Path:
     Returns:
         ``kind`` in the folder named by the environment variable ``ANOMALIB_MIXEDTEACHER_CACHE``, else in
         ``anomalib_mixedteacher`` below ``XDG_CACHE_HOME`` or ``~/.cache``. It need not exist.
+
+    Raises:
+        CacheError: If there is no home directory, and no variable that names another folder.
     """
-    own = os.environ.get(CACHE_VARIABLE)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(base) / "anomalib_mixedteacher") / kind
+    own, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser() / kind
+        return (Path(base) if base else Path.home() / ".cache") / "anomalib_mixedteacher" / kind
+    except RuntimeError as error:
+        msg = f"There is no home directory for the folder {kind}: name another place by {CACHE_VARIABLE}."
+        raise CacheError(msg) from error
 
 
 def mark_used(*paths: Path) -> None:

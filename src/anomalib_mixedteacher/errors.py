@@ -44,7 +44,7 @@ class CheckpointError(MixedTeacherError, OSError):
 
 
 class CacheError(MixedTeacherError, RuntimeError):
-    """The teachers' features cannot be kept; whoever meets this computes them again for each epoch."""
+    """What can be made again cannot be kept; of the teachers' features, training computes them for each epoch."""
 
 
 def sentence(error: Exception) -> str | None:
@@ -77,6 +77,11 @@ def _known(message: str) -> str | None:
         return str(re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1])
     if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
         return f"There are no images in {match[1]}: put images there, or give another folder."
+    if match := re.match(r"(Path (?:is too long|contains non-printable characters)): (.+)", message, flags=re.DOTALL):
+        return (
+            f"anomalib cannot read {match[2]!r} ({match[1].lower()}): move the data to a shorter path of ASCII "
+            "characters, file names included."
+        )
     if message.startswith("Expected more than 1 value per channel when training"):
         return (
             "A batch of one image, whose deepest features are a single position, has nothing for batch normalisation "

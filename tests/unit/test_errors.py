@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from anomalib.data import Folder
 from torch import nn
 
 from anomalib_mixedteacher.errors import sentence
@@ -12,3 +13,12 @@ def test_a_single_value_for_batch_normalisation():
         nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1))
     assert "choose a batch size that leaves no single image over" in sentence(info.value)
     assert sentence(ValueError("anything else")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("Prüfbilder", "path contains non-printable characters"), ("a/" * 300, "path is too long")]
+)
+def test_a_path_that_anomalib_cannot_read(tmp_path, name, reason):
+    with pytest.raises(ValueError, match="Path ") as info:
+        Folder("tiny", root=tmp_path / name, normal_dir="good").setup()
+    assert f"{name.rstrip('/')}/good' ({reason}): move the data to a shorter path of ASCII" in sentence(info.value)

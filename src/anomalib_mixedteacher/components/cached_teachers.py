@@ -138,7 +138,8 @@ def cached_teachers(
     key = cache_key(teachers=teachers, transforms=[repr(transform) for transform in transforms], **settings)
     try:
         folder = cache_folder("teacher_features")
-    except RuntimeError:  # there is no home directory: memory only
+    except CacheError as error:
+        logger.warning("Teachers' features are kept in memory, or not at all: %s", error)
         folder = None
     cache = FeatureCache(key, len(set(digests.values())), int(budget * 2**20), folder)
     return CachedTeachers(model, cache, digests)

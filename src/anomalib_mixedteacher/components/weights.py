@@ -6,6 +6,7 @@ another shape is an error that names the file and the key.
 
 import hashlib
 import logging
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def load_teacher_weights(backbone: str, source: str, net: nn.Module) -> StateDic
     Args:
         backbone: timm architecture name.
         source: A name in :data:`SOURCES`, a ``.safetensors`` / ``.pth`` file, or a folder that holds
-            ``<backbone>.safetensors`` or ``<backbone>.pth`` for every backbone.
+            ``<backbone>.safetensors`` or ``<backbone>.pth`` for every backbone; ``~`` is the home directory.
         net: The network that the weights are for; tells which keys are needed.
 
     Returns:
@@ -53,8 +54,8 @@ def load_teacher_weights(backbone: str, source: str, net: nn.Module) -> StateDic
     """
     if source in SOURCES:
         origin, state = SOURCES[source](backbone, net)
-    elif Path(source).exists():
-        origin, state = _from_path(backbone, Path(source))
+    elif (path := Path(os.path.expanduser(source))).exists():  # noqa: PTH111 - pathlib's raises without a home
+        origin, state = _from_path(backbone, path)
     else:
         msg = (
             f"teacher_weights={source!r} is neither one of {', '.join(SOURCES)} nor an existing file or folder; "
@@ -186,4 +187,7 @@ def _match(backbone: str, state: StateDict, net: nn.Module, origin: str) -> Stat
             )
             raise WeightsError(msg)
         matched[key] = value.to(reference.dtype)
+        if not matched[key].isfinite().all():
+            msg = f"{origin} has NaN or infinity in {key!r}: copy it again, or give weights that are finite."
+            raise WeightsError(msg)
     return matched

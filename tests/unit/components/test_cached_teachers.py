@@ -13,6 +13,7 @@ from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
 from anomalib_mixedteacher.components import FeatureExtractor, Teacher
 from anomalib_mixedteacher.components.cached_teachers import cached_teachers, digest_files
 from anomalib_mixedteacher.components.distillation_model import DistillationModel
+from anomalib_mixedteacher.errors import CacheError
 
 TRANSFORM = v2.Compose([v2.Resize((32, 32)), v2.Normalize([0.5] * 3, [0.2] * 3)])
 
@@ -209,12 +210,13 @@ def test_the_last_batches_of_training_are_checked_too(model, files, asynchronous
     assert caplog.text.count("an image is not what it was") == 1
 
 
-def test_without_a_home_features_stay_in_memory(model, files, monkeypatch):
+def test_without_a_home_features_stay_in_memory(model, files, monkeypatch, caplog):
     def homeless(_):
-        raise RuntimeError("Could not determine home directory.")
+        raise CacheError("There is no home directory for it: name another place.")
 
     monkeypatch.setattr("anomalib_mixedteacher.components.cached_teachers.cache_folder", homeless)
     teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=1)
     teachers.features(images(files), files)
     teachers.features(images(files), files)
     assert model.teachers["resnet"].seen == len(files)
+    assert "features are kept in memory, or not at all: There is no home directory for it: name" in caplog.text

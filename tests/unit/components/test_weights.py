@@ -185,3 +185,21 @@ def test_random_vgg_is_seeded(vgg):
     first, second = (load_teacher_weights("vgg16", "random", vgg) for _ in range(2))
     assert first.keys() == vgg.state_dict().keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite(tmp_path, state, net, value):
+    broken = {**state, "layer1.0.conv1.weight": state["layer1.0.conv1.weight"].clone()}
+    broken["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    save_file(broken, tmp_path / "resnet18.safetensors")
+    with pytest.raises(WeightsError, match=r"resnet18\.safetensors has NaN .* in 'layer1.0.conv1.weight': copy"):
+        load(tmp_path, net)
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, state, net, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "teachers").mkdir()
+    save_file(state, tmp_path / "teachers" / "resnet18.safetensors")
+    assert load("~/teachers", net)["conv1.weight"].equal(state["conv1.weight"])
+    with pytest.raises(WeightsError, match="teacher_weights='~/others' is neither"):
+        load("~/others", net)

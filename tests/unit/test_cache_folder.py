@@ -1,0 +1,44 @@
+"""Where the package keeps things, with and without a home directory."""
+
+from pathlib import Path
+
+import pytest
+
+from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
+from anomalib_mixedteacher.data._generate import cache_root
+from anomalib_mixedteacher.errors import CacheError
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A container's user: no variable, and no entry among the system's users."""
+
+    def unknown(number):
+        raise KeyError(f"uid not found: {number}")
+
+    for name in ("HOME", "XDG_CACHE_HOME", CACHE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+def test_a_named_folder_needs_no_home(homeless, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder("things") == tmp_path / "xdg" / "anomalib_mixedteacher" / "things"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
+    assert cache_folder("things") == tmp_path / "own" / "things"
+
+
+def test_without_any_the_variable_is_named(homeless, monkeypatch):
+    with pytest.raises(CacheError, match=f"no home directory .*: name another place by {CACHE_VARIABLE}"):
+        cache_folder("things")
+    with pytest.raises(CacheError, match=CACHE_VARIABLE):
+        cache_root(None)
+    monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
+    with pytest.raises(CacheError, match=CACHE_VARIABLE):
+        cache_folder("things")
+
+
+def test_a_tilde_is_the_home(monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
+    assert cache_folder("things") == Path.home() / "cache" / "things"
