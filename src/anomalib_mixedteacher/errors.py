@@ -62,13 +62,23 @@ def sentence(error: Exception) -> str | None:
             "The defective images and their masks do not match in number or name: draw the missing masks, an empty one "
             "for an image whose defect has no place, give each the name of its image, or leave mask_dir out."
         )
+    if "not enough values to unpack" in str(error) and _raised_in(error, "_create_test_split", "_create_val_split"):
+        return (
+            "There are too few images to set some aside for test and validation: add images, or set none aside "
+            "(test_split_mode and val_split_mode none)."
+        )
     return _known(str(error)) if isinstance(error, ValueError | RuntimeError | OSError) else None
 
 
 def _of_masks(error: Exception) -> bool:
     """Tell whether anomalib's Folder could not pair masks with images: it fails with numpy's message, or its own."""
     told = "boolean array indexing assignment" in str(error) or type(error).__name__ == "MisMatchError"
-    return told and any(frame.name == "make_folder_dataset" for frame in traceback.extract_tb(error.__traceback__))
+    return told and _raised_in(error, "make_folder_dataset")
+
+
+def _raised_in(error: Exception, *functions: str) -> bool:
+    """Tell whether an error came out of one of these functions."""
+    return any(frame.name in functions for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _known(message: str) -> str | None:

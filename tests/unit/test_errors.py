@@ -3,6 +3,7 @@
 import pytest
 import torch
 from anomalib.data import Folder
+from PIL import Image
 from torch import nn
 
 from anomalib_mixedteacher.errors import sentence
@@ -22,3 +23,13 @@ def test_a_path_that_anomalib_cannot_read(tmp_path, name, reason):
     with pytest.raises(ValueError, match="Path ") as info:
         Folder("tiny", root=tmp_path / name, normal_dir="good").setup()
     assert f"{name.rstrip('/')}/good' ({reason}): move the data to a shorter path of ASCII" in sentence(info.value)
+
+
+def test_too_few_images_for_anomalibs_splits(tmp_path):
+    (tmp_path / "good").mkdir()
+    for index in range(3):
+        Image.new("RGB", (64, 64)).save(tmp_path / "good" / f"{index}.png")
+    with pytest.raises(ValueError, match="not enough values to unpack") as info:
+        Folder("tiny", root=tmp_path, normal_dir="good").setup()
+    assert "too few images to set some aside for test and validation: add images, or set none" in sentence(info.value)
+    assert sentence(ValueError("not enough values to unpack (expected 2, got 0)")) is None
