@@ -90,6 +90,19 @@ def test_beyond_the_budget_a_file_serves_the_next_run(model, files, tmp_path):
     assert len(list((tmp_path / "cache" / "teacher_features").iterdir())) == 2
 
 
+def test_a_damaged_file_is_computed_again(model, files, tmp_path):
+    found = []
+    for damaged in (False, True, False):
+        teachers = cached_teachers(model, digest_files(files), [TRANSFORM], budget=0)
+        if damaged:
+            (path,) = (tmp_path / "cache" / "teacher_features").glob("*.f16")
+            path.write_bytes(b"\xff\x7f" * 50 + path.read_bytes()[100:])  # NaN
+        found += [teachers.features(images(paths), paths)["resnet"][0] for paths in (files[2:], files[:2])]
+        teachers.close()
+    assert all(torch.equal(other, found[index % 2]) for index, other in enumerate(found))
+    assert model.teachers["resnet"].seen == 5 + 5  # the equal ones twice; the third run computes nothing
+
+
 @pytest.mark.parametrize("change", ["weights", "transform", "setting"])
 def test_whatever_features_depend_on_makes_them_anew(model, files, change):
     transform, settings = TRANSFORM, {}
