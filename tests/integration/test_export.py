@@ -29,7 +29,7 @@ from anomalib_mixedteacher.edge.record import read_record, record_path
 from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError, QuantizationError
 from anomalib_mixedteacher.export import files, quantize
 from anomalib_mixedteacher.export import openvino as openvino_export
-from anomalib_mixedteacher.export.graph import network, with_resize
+from anomalib_mixedteacher.export.graph import network, resize_of, with_resize
 from anomalib_mixedteacher.export.verdict import raw
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -125,12 +125,11 @@ def test_another_transform_is_exported_as_it_is(build_model, images, tmp_path):
 @pytest.mark.parametrize(
     "steps",
     [
-        [Resize((64, 64), interpolation=InterpolationMode.NEAREST)],
         [Resize((128, 128)), Resize((64, 64))],
         [Grayscale(3), Resize((64, 64))],
         [Resize((90, 110)), CenterCrop(80), Resize((64, 64))],
     ],
-    ids=["nearest", "two resizes", "grey first", "crop between"],
+    ids=["two resizes", "grey first", "crop between"],
 )
 @pytest.mark.parametrize("pre_processor", [PreProcessor, AntialiasedPreProcessor])
 def test_images_are_resized_in_the_graph_as_in_training(build_model, tmp_path, steps, pre_processor):
@@ -142,6 +141,13 @@ def test_images_are_resized_in_the_graph_as_in_training(build_model, tmp_path, s
     with torch.no_grad():
         expected = model.model(transform(batch)).pred_score.numpy()
     np.testing.assert_allclose(compiled(path)(batch.numpy())["pred_score"], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", [InterpolationMode.BICUBIC, InterpolationMode.NEAREST])
+def test_only_a_bilinear_resize_is_the_graphs_own(build_model, mode):
+    for interpolation, own in ((mode, False), (InterpolationMode.BILINEAR, True)):
+        transform = Compose([Resize((64, 64), interpolation=interpolation), Normalize([0.5] * 3, [0.25] * 3)])
+        assert (resize_of(build_model(pre_processor=PreProcessor(transform))) is not None) == own
 
 
 def test_scores_that_thresholds_do_not_scale_are_refused_at_the_edge(build_model, converted, tmp_path, caplog):
