@@ -303,7 +303,7 @@ class TestQuantization:
         )
         held = []
         for _ in range(2):
-            openvino_export._prepare(data, NormalCalibratedPostProcessor(held_out=0.25))
+            openvino_export._prepare(data, NormalCalibratedPostProcessor(held_out=0.25), None)
             held.append(sorted(data.val_data.samples.image_path))
         assert len(held[0]) == 2
         assert held[0] == held[1]
@@ -432,6 +432,7 @@ class TestQuantization:
             )
         assert read_record(path).quality is None
         assert "No defective images" in caplog.text
+        assert "The good validation images are not those that set the thresholds" in caplog.text
 
     def test_through_anomalibs_engine(self, trained, image_folder, build_model, tmp_path):
         path = trained[1].export(

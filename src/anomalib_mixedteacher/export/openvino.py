@@ -272,7 +272,8 @@ def _recalibrated(
     found = copy.deepcopy(post_processor)
     exact, compiled = quality.compile_exactly(reference), quality.compile_exactly(model)
     scores = []
-    for images, batch in quality.batches(datamodule.val_data, resize):
+    held = getattr(datamodule, "val_data", None)  # none where the thresholds are from a folder
+    for images, batch in quality.batches(held, resize) if held is not None else ():
         if not bool(batch.gt_label):
             scores.append(float(exact(images)["pred_score"].item()))
             gather(found, compiled(images), batch.image_path)
