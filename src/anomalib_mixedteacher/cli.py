@@ -18,7 +18,7 @@ COMMANDS = {
     "test": "Test a checkpoint.",
     "predict": "Predict images with a checkpoint, or with an exported model: predict MODEL.xml IMAGES...",
     "export": "Export a checkpoint to ONNX, OpenVINO or torch.",
-    "calibrate": "Set a checkpoint's thresholds from good images and a budget for false alarms.",
+    "calibrate": "Set a checkpoint's or an exported model's thresholds from good images and a budget for alarms.",
     "benchmark": "Train and measure models side by side, or exported ones alone (benchmark speed).",
     "report": "Make one HTML file of what a benchmark found.",
 }
