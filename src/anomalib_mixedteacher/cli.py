@@ -56,18 +56,18 @@ def main(args: Sequence[str] | None = None) -> int:
 
     try:
         if args[0] == "predict" and len(args) > 1 and not args[1].startswith("-"):
-            from anomalib_mixedteacher.edge import predict
+            from mixedteacher_edge import predict
 
             return predict.main(args[1:])
         if args[0] == "calibrate":
-            from anomalib_mixedteacher.calibration import command as calibration
+            from mixedteacher_edge import calibrate
 
-            calibration.main(args[1:])
-        elif args[0] == "benchmark":
+            return calibrate.main(args[1:], _calibrate_checkpoint)
+        if args[0] == "benchmark":
             from anomalib_mixedteacher.benchmark import command
 
             return command.main(args[1:])
-        elif args[0] == "report":
+        if args[0] == "report":
             from anomalib_mixedteacher.report import command as report
 
             report.main(args[1:])
@@ -85,6 +85,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     print(f"mixedteacher: {text}", file=sys.stderr)
     return 1
+
+
+def _calibrate_checkpoint(*arguments: Any) -> Any:
+    from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint  # imports torch
+
+    return calibrate_checkpoint(*arguments)
 
 
 def _usage() -> str:

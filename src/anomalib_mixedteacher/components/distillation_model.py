@@ -7,8 +7,8 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError
 
 Features = Mapping[str, Sequence[torch.Tensor]]

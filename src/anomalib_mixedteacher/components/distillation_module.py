@@ -24,14 +24,12 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.calibration.restore import restore_post_processor
 from anomalib_mixedteacher.components.cached_teachers import CachedTeachers, cached_teachers, digest_files
 from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
 from anomalib_mixedteacher.components.distillation_export import DistillationExport
 from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
 from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
 from anomalib_mixedteacher.components.heap import KeptHeap
-from anomalib_mixedteacher.components.images import check_file_size
 from anomalib_mixedteacher.components.kept_images import KeptData, keep_images
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, default_transform
 from anomalib_mixedteacher.components.resume import ResumedOrder
@@ -48,8 +46,10 @@ from anomalib_mixedteacher.components.speedups import (
 from anomalib_mixedteacher.components.teacher import freeze_normalization_statistics
 from anomalib_mixedteacher.components.training_data import check_training_data, sample_batches, training_fingerprint
 from anomalib_mixedteacher.components.weights import fingerprint
+from anomalib_mixedteacher.decoding import check_file_size
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.plugin import MODELS
+from anomalib_mixedteacher.post_processing.restore import restore_post_processor
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from anomalib_mixedteacher.components.images import check_image
+from anomalib_mixedteacher.decoding import check_image
 from anomalib_mixedteacher.errors import DataError
 
 MIN_IMAGES = 2
