@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 COMMANDS = {
     "train": "Fit a model on good images, then test it.",
@@ -66,9 +67,9 @@ def _run(command: str, args: list[str]) -> int:
 
         return predict.main(args)
     if command == "calibrate":
-        from anomalib_mixedteacher.post_processing import command as calibrate
+        from mixedteacher_edge import calibrate
 
-        return calibrate.main(args)
+        return calibrate.main(args, _calibrate_checkpoint)
     if command == "benchmark":
         from anomalib_mixedteacher.benchmark import command as benchmark
 
@@ -80,6 +81,12 @@ def _run(command: str, args: list[str]) -> int:
     from anomalib_mixedteacher import anomalib_commands
 
     return anomalib_commands.main(command, args)
+
+
+def _calibrate_checkpoint(*arguments: Any) -> Any:
+    from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint  # imports torch
+
+    return calibrate_checkpoint(*arguments)
 
 
 if __name__ == "__main__":

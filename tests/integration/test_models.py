@@ -18,10 +18,10 @@ from PIL import Image
 from torch import nn
 
 from anomalib_mixedteacher import plugin
-from anomalib_mixedteacher.calibration.checkpoint import calibrate_checkpoint
 from anomalib_mixedteacher.edge import EdgeDetector
 from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError, WeightsError
 from anomalib_mixedteacher.models.restore import load_model
+from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint
 
 SIZE = (64, 64)
 # A gradient jumps where rounding turns a ReLU or a pooling's maximum: in float32 torch itself differs from float64 by

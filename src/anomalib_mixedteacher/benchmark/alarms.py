@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from anomalib_mixedteacher import MagneticTile, SyntheticTextures
 from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.benchmark.scores import image_kinds
-from anomalib_mixedteacher.calibration.conformal import conformal_rank, conformal_threshold
 from anomalib_mixedteacher.export.quality import batches, compile_exactly
-from anomalib_mixedteacher.export.verdict import raw
+from mixedteacher_edge.conformal import conformal_rank, conformal_threshold, next_above
+from mixedteacher_edge.graph import raw
 
 BUDGETS = (0.2, 0.1, 0.05, 0.02)
 Scores = NDArray[np.float64]
@@ -88,7 +88,7 @@ def compare(scores: dict[str, Scores], budgets: Sequence[float] = BUDGETS, split
     for budget in budgets:
         promised = 1 - conformal_rank(half, budget) / (half + 1)
         ways[f"conformal, {budget:g}"] = promised, lambda known, _, budget=budget: conformal_threshold(known, budget)  # type: ignore[misc]
-    ways["maximum of the calibration scores"] = 1 / (half + 1), lambda known, _: float(known.max())
+    ways["maximum of the calibration scores"] = 1 / (half + 1), lambda known, _: next_above(known.max())
     ways["F1-adaptive, with half of the defects"] = None, _f1_adaptive
     rates: dict[str, list[float]] = {name: [] for name in ways}
     recalls: dict[str, list[list[float]]] = {name: [] for name in ways}
@@ -99,8 +99,8 @@ def compare(scores: dict[str, Scores], budgets: Sequence[float] = BUDGETS, split
         labelled = np.concatenate([rng.permutation(values)[: len(values) // 2] for values in defects.values()])
         for name, (_, way) in ways.items():
             threshold = way(known, labelled)
-            rates[name].append(float((new > threshold).mean()))
-            recalls[name].append([float((values > threshold).mean()) for values in defects.values()])
+            rates[name].append(float((new >= threshold).mean()))
+            recalls[name].append([float((values >= threshold).mean()) for values in defects.values()])
     return [
         Outcome(name, promised, np.array(rates[name]), dict(zip(defects, np.mean(recalls[name], axis=0), strict=True)))
         for name, (promised, _) in ways.items()

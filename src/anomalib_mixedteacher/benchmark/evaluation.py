@@ -16,9 +16,9 @@ from torchmetrics.utilities.compute import auc
 from anomalib_mixedteacher.benchmark.result import GOOD, Calibration
 from anomalib_mixedteacher.benchmark.run_folder import KeptPredictions
 from anomalib_mixedteacher.benchmark.scores import PRO_LIMIT, Predictions
-from anomalib_mixedteacher.calibration.conformal import smallest_alarm_rate
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
+from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+from mixedteacher_edge.conformal import smallest_alarm_rate
 
 IMAGE_METRICS = ("image_AUROC", "image_F1", "image_AP")
 PIXEL_METRICS = ("pixel_AUROC", "PRO", "pixel_F1")
@@ -63,7 +63,7 @@ def compute_metrics(
         metrics["PRO"] = (auc(rate, overlap, reorder=True) / rate[-1]).item()
         curves["pro"] = _points(rate, overlap)
     if "false_alarm_rate" not in missing and calibration.image is not None:
-        metrics["false_alarm_rate"] = (p.scores[p.labels == 0] > calibration.image).float().mean().item()
+        metrics["false_alarm_rate"] = (p.scores[p.labels == 0] >= calibration.image).float().mean().item()
     return metrics, missing, curves
 
 
@@ -111,7 +111,7 @@ def count_alarms(predictions: Predictions, calibration: Calibration) -> dict[str
     """Count the images above the calibrated threshold, and all images, by kind; empty without a threshold."""
     if calibration.image is None:
         return {}
-    above = (predictions.scores > calibration.image).tolist()
+    above = (predictions.scores >= calibration.image).tolist()
     kinds = sorted(set(predictions.kinds), key=lambda kind: (kind != GOOD, kind))
     pairs = list(zip(predictions.kinds, above, strict=True))
     return {kind: (sum(alarm for of, alarm in pairs if of == kind), predictions.kinds.count(kind)) for kind in kinds}

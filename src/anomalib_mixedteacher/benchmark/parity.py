@@ -14,7 +14,7 @@ import torch
 from anomalib.models import AnomalibModule
 from numpy.typing import NDArray
 
-from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.models.restore import load_model
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]

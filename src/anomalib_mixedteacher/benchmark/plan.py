@@ -29,9 +29,9 @@ from typing import Any
 import yaml
 
 from anomalib_mixedteacher.benchmark.result import Cell
-from anomalib_mixedteacher.calibration.conformal import check_alarm_rate
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.plugin import MODELS
+from mixedteacher_edge.conformal import check_alarm_rate
 
 # anomalib's example configurations: batch 32 for most models; EfficientAd takes single images
 _BATCH = {**dict.fromkeys(MODELS, 8), "EfficientAd": 1}

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from anomalib_mixedteacher import MagneticTile
 from anomalib_mixedteacher.benchmark.distill import distill, standardized_maps
 from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
-from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.components.pre_processing import default_transform
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.upsampling import bilinear_upsample
 from anomalib_mixedteacher.data._tiles import DEFECT_KINDS
+from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.pretraining.recipe import LAYERS
 

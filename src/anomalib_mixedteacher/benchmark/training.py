@@ -21,7 +21,7 @@ from anomalib_mixedteacher.benchmark.result import Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import EXPORT, RunFolder
 from anomalib_mixedteacher.benchmark.scores import predict
 from anomalib_mixedteacher.benchmark.speed import processor_name
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
 
 
 def run_cell(folder: RunFolder, cell: Cell, device: int | None = None) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_image
 from torchvision.tv_tensors import Mask
 
-from anomalib_mixedteacher.components.images import DECODE_ERRORS, check_size, read_image
+from anomalib_mixedteacher.decoding import DECODE_ERRORS, check_size, read_image
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 

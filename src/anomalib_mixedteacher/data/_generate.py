@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
-from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.data._work_folder import remove_leftovers, work_folder
 from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
 from anomalib_mixedteacher.data.textures import FAMILIES, Array
+from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 GENERATOR_VERSION = 1

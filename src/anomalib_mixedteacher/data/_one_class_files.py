@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from anomalib_mixedteacher.components.images import MIN_SIDE
 from anomalib_mixedteacher.data._work_folder import remove_leftovers, work_folder
+from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from anomalib_mixedteacher.decoding import MIN_SIDE, to_rgb
-from anomalib_mixedteacher.edge.inference import Prediction
-from anomalib_mixedteacher.edge.overlay import draw
 from anomalib_mixedteacher.errors import DataError
+from mixedteacher_edge.detector import Prediction
+from mixedteacher_edge.overlay import draw
 
 SIDE = 160
 """Longer side of a thumbnail in pixels."""

@@ -1,11 +1,10 @@
-"""Loading a calibrated checkpoint into a model that was built with anomalib's own post-processor."""
+"""Loading a calibrated checkpoint into a model that was built with another post-processor."""
 
 from typing import Any
 
 from anomalib.models import AnomalibModule
 
-from anomalib_mixedteacher.calibration.post_processor import SETTINGS, NormalCalibratedPostProcessor, has_good
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.post_processing.post_processor import SETTINGS, NormalCalibratedPostProcessor
 
 _CALIBRATED = "post_processor.image_scores"
 
@@ -19,24 +18,12 @@ def restore_post_processor(module: AnomalibModule, checkpoint: dict[str, Any]) -
     Args:
         module: A model that is about to be restored.
         checkpoint: The checkpoint.
-
-    Raises:
-        ConfigurationError: If training is to go on without validation images, so that the good images that were held
-            out for the thresholds would be trained on.
     """
     if _CALIBRATED not in checkpoint["state_dict"] or isinstance(module.post_processor, NormalCalibratedPostProcessor):
         return
-    trainer = module._trainer
-    datamodule = getattr(trainer, "datamodule", None)
-    if trainer is not None and trainer.state.fn == "fit" and datamodule is not None and not has_good(datamodule):
-        msg = (
-            "This run had set good images aside for its thresholds: name its post-processor, "
-            "anomalib_mixedteacher.NormalCalibratedPostProcessor, when you resume it."
-        )
-        raise ConfigurationError(msg)
     config = checkpoint.get("anomalib_post_processor_config") or {}
-    settings = {key: config[key] for key in SETTINGS if key in config}
-    plain, module.post_processor = module.post_processor, NormalCalibratedPostProcessor(**settings)
+    plain = module.post_processor
+    module.post_processor = NormalCalibratedPostProcessor(**{key: config[key] for key in SETTINGS if key in config})
     if module._trainer is not None:  # which took the callbacks before it restores the checkpoint
         callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
         # without the one of a model that this trainer had before

@@ -3,7 +3,8 @@
 If calibration images and future good images are exchangeable, a future good image's score is as likely to take any
 place among the calibration scores as any other. So the k-th smallest of n scores is exceeded by a share of good images
 that averages ``1 - k / (n + 1)`` at most, whatever the scores' distribution (Vovk, Gammerman, Shafer 2005, ch. 2; Lei
-et al. 2018, theorem 2.2). An alarm is a score *above* the threshold, so ties only make it rarer.
+et al. 2018, theorem 2.2). A score at the threshold is an alarm, so the threshold is the next float32 above that score:
+models give float32, of which none lies between the two.
 """
 
 import math
@@ -12,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anomalib_mixedteacher.errors import CalibrationError
+from mixedteacher_edge.errors import CalibrationError
 
 FAR_OUT = 3.0  # Tukey's fence for values that are "far out", in interquartile ranges
 
@@ -89,14 +90,14 @@ def images_needed(alarm_rate: float) -> int:
 
 
 def conformal_threshold(scores: ArrayLike, alarm_rate: float) -> float:
-    """Find the threshold that a share of at most ``alarm_rate`` of good images exceeds, on average over calibrations.
+    """Find the threshold that a share of at most ``alarm_rate`` of good images reaches, on average over calibrations.
 
     Args:
-        scores: Scores of held-out good images.
+        scores: Scores of held-out good images, taken in float32.
         alarm_rate: Share of good images that may raise an alarm.
 
     Returns:
-        The threshold; an alarm is a score above it.
+        The threshold, just above the score of :func:`conformal_rank`; an alarm is a score at or above it.
 
     Raises:
         CalibrationError: If the scores are empty or not finite, or too few for the budget; the message tells the
@@ -107,11 +108,40 @@ def conformal_threshold(scores: ArrayLike, alarm_rate: float) -> float:
     if rank > values.size:
         msg = (
             f"An alarm rate of {alarm_rate} takes {images_needed(alarm_rate)} good calibration images, but there are "
-            f"{values.size}: add images, allow a rate of {rounded_up(smallest_alarm_rate(values.size))} or more, or "
-            "ask for the tail fit, which estimates beyond the data."
+            f"{values.size}: add images, or allow a rate of {rounded_up(smallest_alarm_rate(values.size))} or more."
         )
         raise CalibrationError(msg)
-    return float(values[rank - 1])
+    return next_above(float(values[rank - 1]))
+
+
+def next_above(score: float) -> float:
+    """Give the smallest float32 above a score; a subnormal one, which OpenVINO may take for 0, is not used."""
+    above = np.nextafter(np.float32(score), np.float32(np.inf))
+    if abs(above) < np.finfo(np.float32).tiny:
+        above = np.finfo(np.float32).tiny if above > 0 else np.float32(0)
+    return float(above)
+
+
+def realised_alarm_rate(n: int, rank: int, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Give the alarm rate that a calibration may turn out to have.
+
+    Given the calibration images, the share of good images above their ``rank``-th smallest score follows a beta
+    distribution with parameters ``n + 1 - rank`` and ``rank`` (Vovk 2012, "Conditional validity of inductive conformal
+    predictors"), exactly for continuous scores, and lies below it for others.
+
+    Args:
+        n: Number of calibration images.
+        rank: Rank of the threshold, from 1 to ``n``.
+        confidence: Probability that the interval covers, above 0 and below 1.
+
+    Returns:
+        Mean, lower and upper end of the central interval.
+    """
+    from scipy.stats import beta  # takes a second to import, and is needed for calibration only
+
+    distribution = beta(n + 1 - rank, rank)
+    low, high = distribution.interval(confidence)
+    return float(distribution.mean()), float(low), float(high)
 
 
 def p_value(score: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:

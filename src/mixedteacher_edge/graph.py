@@ -1,19 +1,25 @@
-"""Exported files as OpenVINO models: found, read, checked and compiled."""
+"""Exported files as OpenVINO graphs: read, checked, compiled and written; the verdict put on and taken off."""
 
 import logging
+import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
+from openvino import opset13
 from openvino.preprocess import PrePostProcessor
 
-from anomalib_mixedteacher.errors import ConfigurationError, DataError, ExportedModelError
+from mixedteacher_edge.errors import ConfigurationError, ExportedModelError
+from mixedteacher_edge.record import AGAIN, ModelRecord, record_path, sha256
+from mixedteacher_edge.thresholds import Arithmetic, Kind, Thresholds, rescale
 
 OUTPUTS = ("pred_score", "anomaly_map", "pred_label", "pred_mask")
+RAW_SCORE, RAW_MAP = "raw_pred_score", "raw_anomaly_map"
 CACHE_FOLDER = ".openvino_cache"
 OLDEST_OPENVINO = "2025.4"  # reads opset16, which exports have
-_AGAIN = "copy the folder again, or export again"
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +45,13 @@ def model_file(model: str | Path) -> Path:
         msg = f"There is no model {path}: check the path."
         raise ExportedModelError(msg)
     if path.suffix == ".xml" and not (weights := path.with_suffix(".bin")).is_file():
-        msg = f"The model's file {weights} is missing: {_AGAIN}."
+        msg = f"The model's file {weights} is missing: {AGAIN}."
         raise ExportedModelError(msg)
     return path
 
 
 def read_file(core: openvino.Core, path: Path) -> openvino.Model:
     """Read an exported model as it is.
-
-    Args:
-        core: OpenVINO.
-        path: ``.xml`` or ``.onnx`` file.
 
     Raises:
         ExportedModelError: If it cannot be read.
@@ -62,24 +64,16 @@ def read_file(core: openvino.Core, path: Path) -> openvino.Model:
             remedy = f"update openvino ({OLDEST_OPENVINO} or newer)"
             msg = f"{path} needs a later OpenVINO than {installed} ({reason(error)}): {remedy}."
             raise ExportedModelError(msg) from error
-        msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {_AGAIN}."
+        msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {AGAIN}."
         raise ExportedModelError(msg) from error
 
 
-def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
-    """Read an exported model, set its batch to one image, and check what it takes and gives.
-
-    Args:
-        core: OpenVINO.
-        path: ``.xml`` or ``.onnx`` file.
-
-    Returns:
-        Graph with one input of shape ``(1, 3, H, W)``, sides fixed or not.
+def check_outputs(graph: openvino.Model, path: Path) -> None:
+    """Check that a graph gives a verdict.
 
     Raises:
-        ExportedModelError: If it cannot be read, takes no RGB image, or lacks an output of the detector.
+        ExportedModelError: If it lacks an output of the detector.
     """
-    graph = read_file(core, path)
     missing = [name for name in OUTPUTS if name not in output_positions(graph)]
     if missing and set(missing) <= {"pred_label", "pred_mask"}:
         msg = f"{path} was exported without thresholds: export it with a post-processor."
@@ -87,6 +81,14 @@ def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
     if missing:
         msg = f"{path} has no output {' and no '.join(missing)}: give a model that anomalib exported."
         raise ExportedModelError(msg)
+
+
+def set_single_image(graph: openvino.Model, path: Path) -> None:
+    """Set a graph's batch to one image.
+
+    Raises:
+        ExportedModelError: If it does not take RGB images.
+    """
     try:
         shape = graph.input().partial_shape  # input() raises if there is more than one
         if not shape.compatible(openvino.PartialShape([1, 3, -1, -1])):
@@ -95,10 +97,9 @@ def read_graph(core: openvino.Core, path: Path) -> openvino.Model:
     except (RuntimeError, ValueError) as error:
         msg = f"{path} does not take one RGB image: give a model that anomalib exported."
         raise ExportedModelError(msg) from error
-    return graph
 
 
-def output_positions(graph: openvino.Model) -> dict[str, int]:
+def output_positions(graph: openvino.Model | openvino.CompiledModel) -> dict[str, int]:
     """Map the names of a graph's outputs to their positions."""
     return {name: position for position, output in enumerate(graph.outputs) for name in output.get_names()}
 
@@ -107,25 +108,6 @@ def fixed_size(graph: openvino.Model) -> tuple[int, int] | None:
     """Give the height and width in pixels that a graph's input is fixed to; ``None`` if it takes any."""
     _, _, height, width = graph.input().partial_shape
     return (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
-
-
-def check_fits(size: tuple[int, int], fixed: tuple[int, int] | None, name: str) -> None:
-    """Check that an image has the size that a graph's input is fixed to.
-
-    Args:
-        size: Height and width of the image in pixels.
-        fixed: What :func:`fixed_size` gave.
-        name: What the message calls the image.
-
-    Raises:
-        DataError: If it has another one.
-    """
-    if fixed is not None and size != fixed:
-        msg = (
-            f"The image {name} is {size[1]} x {size[0]} pixels, but the model takes {fixed[1]} x {fixed[0]}: resize "
-            "the image, or export the model without a fixed input size."
-        )
-        raise DataError(msg)
 
 
 def with_image_input(graph: openvino.Model, bytes_input: bool) -> openvino.Model:
@@ -149,11 +131,7 @@ def with_image_input(graph: openvino.Model, bytes_input: bool) -> openvino.Model
 
 
 def check_device(core: openvino.Core, device: str) -> None:
-    """Check that OpenVINO finds a device.
-
-    Args:
-        core: OpenVINO.
-        device: Name such as ``CPU``, ``GPU``, ``GPU.1`` or ``AUTO``.
+    """Check that OpenVINO finds a device, such as ``CPU``, ``GPU``, ``GPU.1`` or ``AUTO``.
 
     Raises:
         ConfigurationError: If it does not; the message lists those that it finds.
@@ -193,7 +171,7 @@ def cache_folder(model: Path, cache: str | Path | None) -> Path | None:
 def compile_graph(
     core: openvino.Core, graph: openvino.Model, device: str, properties: dict[str, Any], cache: Path | None
 ) -> openvino.CompiledModel:
-    """Compile a graph, or take it compiled from the cache.
+    """Compile a graph, or take it compiled from OpenVINO's cache.
 
     Args:
         core: OpenVINO.
@@ -221,3 +199,96 @@ def reason(error: Exception) -> str:
     """Take the last line of OpenVINO's message; those before it name lines of its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
+def raw(model: openvino.Model) -> openvino.Model:
+    """Take the verdict off a graph again.
+
+    Args:
+        model: A graph that this package exported.
+
+    Returns:
+        Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
+
+    Raises:
+        ExportedModelError: If the graph was exported otherwise.
+    """
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    if RAW_SCORE not in nodes or RAW_MAP not in nodes:
+        msg = (
+            "This model was not exported by anomalib-mixedteacher, so its raw scores cannot be reached: export the "
+            "checkpoint again with this version."
+        )
+        raise ExportedModelError(msg)
+    outputs = []
+    for friendly, name in ((RAW_SCORE, "pred_score"), (RAW_MAP, "anomaly_map")):
+        output = nodes[friendly].output(0)
+        output.set_names({name})
+        outputs.append(opset13.result(output))
+    return openvino.Model(outputs, model.get_parameters(), "raw")
+
+
+def with_thresholds(model: openvino.Model, thresholds: Thresholds) -> openvino.Model:
+    """Let a graph judge by thresholds.
+
+    Args:
+        model: Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
+        thresholds: The thresholds.
+
+    Returns:
+        Graph with the outputs of anomalib's ``InferenceBatch``, by its names and in its order: ``pred_score``,
+        ``pred_label``, ``anomaly_map`` and ``pred_mask``; an alarm is 0.5 or more.
+    """
+    results = []
+    kinds: tuple[tuple[Kind, str, str, str], ...] = (
+        ("image", RAW_SCORE, "pred_score", "pred_label"),
+        ("pixel", RAW_MAP, "anomaly_map", "pred_mask"),
+    )
+    for kind, raw_name, name, verdict in kinds:
+        source = model.output(name).get_node().input_value(0)
+        threshold, unit = _constant(thresholds.value(kind)), _constant(thresholds.unit(kind))
+        scaled = rescale(source.get_node(), threshold, unit, _NODES)
+        alarm = opset13.greater_equal(source, threshold)
+        source.set_names({raw_name})  # it carried the name of the scaled one
+        for node, output in ((scaled, name), (alarm, verdict)):
+            node.output(0).set_names({output})
+            results.append(opset13.result(node))
+    return openvino.Model(results, model.get_parameters(), "anomalib_mixedteacher")
+
+
+def _constant(value: float) -> openvino.Node:
+    return opset13.constant(value, np.float32)
+
+
+_NODES = Arithmetic(opset13.absolute, opset13.less, opset13.select, _constant)
+
+
+def write_model(model: openvino.Model, record: ModelRecord, path: Path, compress_to_fp16: bool = False) -> Path:
+    """Write a model, its weights and its record.
+
+    All is written to a folder of its own first. The old ``.xml`` goes before the new weights come, and the new one
+    comes last, so that whenever the process is killed there is a model that belongs together, or none.
+
+    Args:
+        model: The graph.
+        record: Its record; the files' checksums are filled in.
+        path: The ``.xml`` file to write; ``.bin`` and record go beside it.
+        compress_to_fp16: Store the weights in half the space.
+
+    Returns:
+        ``path``.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=path.parent))
+    try:
+        xml, weights = folder / path.name, folder / path.with_suffix(".bin").name
+        openvino.save_model(model, xml, compress_to_fp16=compress_to_fp16)
+        files = {file.name: sha256(file) for file in (xml, weights)}
+        noted = folder / record_path(path).name
+        noted.write_text(replace(record, files=files).text())
+        path.unlink(missing_ok=True)
+        weights.replace(path.with_suffix(".bin"))
+        noted.replace(record_path(path))
+        xml.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return path

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_mixedteacher.decoding import ImageSource, to_rgb
-from anomalib_mixedteacher.edge.inference import Prediction
-from anomalib_mixedteacher.edge.sources import IMAGES
-from anomalib_mixedteacher.errors import DataError
+from mixedteacher_edge.decoding import ImageSource, to_rgb
+from mixedteacher_edge.detector import Prediction
+from mixedteacher_edge.errors import DataError
+from mixedteacher_edge.sources import IMAGES
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLORS = ((0, 0, 128), (0, 128, 255), (128, 255, 128), (255, 160, 0), (160, 0, 0))  # blue to red, at the levels
@@ -25,7 +25,7 @@ class OverlayFolder:
 
     Args:
         folder: The folder; it is made if need be. Files of equal names in it are replaced.
-        sources: Where the images come from, as in :func:`~anomalib_mixedteacher.edge.sources.open_sources`.
+        sources: Where the images come from, as in :func:`~mixedteacher_edge.sources.open_sources`.
 
     Raises:
         DataError: If it cannot be made, or if heat maps in it would replace images, or be taken for images.

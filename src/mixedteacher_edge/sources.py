@@ -5,8 +5,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from anomalib_mixedteacher.decoding import ImageSource
-from anomalib_mixedteacher.errors import DataError
+from mixedteacher_edge.decoding import ImageSource
+from mixedteacher_edge.errors import DataError
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})

@@ -6,37 +6,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from anomalib_mixedteacher.calibration.thresholds import Threshold
-from anomalib_mixedteacher.errors import ExportedModelError
+from mixedteacher_edge.errors import ExportedModelError
+from mixedteacher_edge.thresholds import Thresholds
 
-FORMAT = 1
-_AGAIN = "copy the folder again, or export again"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How the thresholds were found on good images.
-
-    Attributes:
-        alarm_rate: Budget for false alarms, above 0 and below 1.
-        min_area: Pixels of the anomaly map from which a region counts.
-        scores: Scores of the good images as the exported graph gives them (0.5 is the threshold), in ascending order.
-    """
-
-    alarm_rate: float
-    min_area: int
-    scores: list[float]
-
-    @classmethod
-    def of(cls, image: Threshold, alarm_rate: float, min_area: int) -> "Calibration":
-        """Describe a calibration.
-
-        Args:
-            image: The threshold of image scores.
-            alarm_rate: Budget for false alarms.
-            min_area: Pixels of the anomaly map from which a region counts.
-        """
-        return cls(alarm_rate, min_area, image.rescale(image.scores).tolist())
+FORMAT = 2
+AGAIN = "copy the folder again, or export again"
 
 
 @dataclass(frozen=True)
@@ -51,8 +25,7 @@ class ModelRecord:
         teacher_weights: Where the teachers' weights came from.
         fingerprints: SHA-256 of each teacher's weights, by backbone.
         training_data: ``images`` and ``sha256`` of the training images; ``None`` if unknown.
-        thresholds: Raw ``image`` score and raw ``pixel`` value at the thresholds; ``None`` if there are none.
-        calibration: How they were found; ``None`` unless on good images.
+        thresholds: Raw thresholds of the graph; ``None`` if it has none.
         quality: AUROC on labelled images, of this file and of the same graph in FP32; ``None`` if not measured.
         files: SHA-256 of each of the model's files, by name.
     """
@@ -64,8 +37,7 @@ class ModelRecord:
     teacher_weights: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_data: dict[str, Any] | None = None
-    thresholds: dict[str, float] | None = None
-    calibration: Calibration | None = None
+    thresholds: Thresholds | None = None
     quality: dict[str, float] | None = None
     files: dict[str, str] = field(default_factory=dict)
 
@@ -75,11 +47,7 @@ class ModelRecord:
 
 
 def record_path(model: Path) -> Path:
-    """Give the path of a model's record: ``metadata.json`` for ``model.xml``, else ``<name>.metadata.json``.
-
-    Args:
-        model: Path of the ``.xml`` file.
-    """
+    """Give the path of a model's record: ``metadata.json`` for ``model.xml``, else ``<name>.metadata.json``."""
     return model.with_name("metadata.json" if model.stem == "model" else f"{model.stem}.metadata.json")
 
 
@@ -89,31 +57,13 @@ def sha256(path: Path) -> str:
 
 
 def read_record(model: Path) -> ModelRecord | None:
-    """Read a model's record, and check that the model's files are those that it was written for.
+    """Read a model's record; the model's files are left to :func:`check_files`.
 
     Args:
         model: Path of the ``.xml`` file.
 
     Returns:
         The record; ``None`` if there is none, as beside models that anomalib exported.
-
-    Raises:
-        ExportedModelError: If the record cannot be read, or if a file is missing or is not the recorded one.
-    """
-    record = parse_record(model)
-    if record is not None:
-        check_files(record, model)
-    return record
-
-
-def parse_record(model: Path) -> ModelRecord | None:
-    """Read a model's record and leave the model's files alone, for those who check them at the same time.
-
-    Args:
-        model: Path of the ``.xml`` file.
-
-    Returns:
-        The record; ``None`` if there is none.
 
     Raises:
         ExportedModelError: If the record cannot be read.
@@ -123,21 +73,18 @@ def parse_record(model: Path) -> ModelRecord | None:
         return None
     try:
         content = json.loads(path.read_text())
-        if content.pop("format") != FORMAT:
+        if content["format"] != FORMAT:
             msg = f"{path} was written by another version of this package: update the package, or export again."
             raise ExportedModelError(msg)
-        known = {entry.name for entry in fields(ModelRecord)}
-        values = {key: value for key, value in content.items() if key in known}
+        values = {entry.name: content[entry.name] for entry in fields(ModelRecord) if entry.name in content}
         if values.get("image_size") is not None:
             height, width = values["image_size"]
             values["image_size"] = (int(height), int(width))
-        if values.get("calibration") is not None:
-            values["calibration"] = Calibration(**values["calibration"])
+        if values.get("thresholds") is not None:
+            values["thresholds"] = Thresholds.read(values["thresholds"])
         return ModelRecord(**values | {"files": dict(values["files"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ExportedModelError):
-            raise
-        msg = f"{path} is no record of an exported model, or a damaged one: {_AGAIN}."
+        msg = f"{path} is no record of an exported model, or a damaged one: {AGAIN}."
         raise ExportedModelError(msg) from error
 
 
@@ -154,8 +101,8 @@ def check_files(record: ModelRecord, model: Path) -> None:
     for name in (model.name, model.with_suffix(".bin").name):
         file = model.with_name(name)
         if not file.exists():
-            msg = f"The model's file {file} is missing: {_AGAIN}."
+            msg = f"The model's file {file} is missing: {AGAIN}."
             raise ExportedModelError(msg)
         if sha256(file) != record.files.get(name):
-            msg = f"{file} is not the file that {record_path(model).name} was written for, or it is damaged: {_AGAIN}."
+            msg = f"{file} is not the file that {record_path(model).name} was written for, or it is damaged: {AGAIN}."
             raise ExportedModelError(msg)

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from anomalib_mixedteacher.edge.inference import Prediction
-from anomalib_mixedteacher.edge.record import ModelRecord
-from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
+from mixedteacher_edge.detector import Prediction
+from mixedteacher_edge.errors import CalibrationError, ConfigurationError
+from mixedteacher_edge.record import ModelRecord
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class DriftMonitor:
         model: str = "",
     ) -> None:
         scores = np.sort(np.asarray(calibration, dtype=np.float64).ravel())
-        self._calibration = scores[scores <= THRESHOLD]
+        self._calibration = scores[scores < THRESHOLD]
         if self._calibration.size < MIN_SCORES:
             msg = (
                 f"{self._calibration.size} passing calibration images are too few to see a change: calibrate on "
@@ -116,10 +116,10 @@ class DriftMonitor:
         Raises:
             CalibrationError: If the model was not calibrated on good images.
         """
-        if record is None or record.calibration is None:
+        if record is None or record.thresholds is None or not record.thresholds.image_scores:
             msg = "The model was not calibrated on good images: run 'mixedteacher calibrate MODEL.xml --good FOLDER'."
             raise CalibrationError(msg)
-        return cls(record.calibration.scores, model="".join(sorted(record.files.values())), **arguments)
+        return cls(record.thresholds.good_scores, model="".join(sorted(record.files.values())), **arguments)
 
     def add(self, prediction: Prediction) -> DriftReport | None:
         """Take one prediction; alarms are left out.

@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from anomalib_mixedteacher.decoding import ImageSource
-from anomalib_mixedteacher.edge.detector import HINTS, PRECISIONS, EdgeDetector, Named, StreamItem
-from anomalib_mixedteacher.edge.drift import DriftMonitor
-from anomalib_mixedteacher.edge.overlay import OverlayFolder
-from anomalib_mixedteacher.edge.sources import open_sources
-from anomalib_mixedteacher.errors import DataError
+from mixedteacher_edge.decoding import ImageSource
+from mixedteacher_edge.detector import HINTS, PRECISIONS, EdgeDetector, Named, StreamItem
+from mixedteacher_edge.drift import DriftMonitor
+from mixedteacher_edge.errors import DataError
+from mixedteacher_edge.overlay import OverlayFolder
+from mixedteacher_edge.sources import open_sources
 
 FIELDS = ("name", "score", "label", "p_value", "error")
 DEFECT_STATUS = 3
@@ -101,7 +101,7 @@ def main(args: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mixedteacher predict", description="Judge images with an exported model.", epilog=EPILOG
+        prog=f"{Path(sys.argv[0]).stem} predict", description="Judge images with an exported model.", epilog=EPILOG
     )
     parser.add_argument("model", type=Path, help="the exported model's .xml or .onnx file")
     parser.add_argument(
@@ -164,7 +164,7 @@ def _judge(
                     overlays.write(item.name, image, item.prediction)
                 except DataError as error:  # the results count more
                     tally.not_drawn += 1
-                    print(f"mixedteacher: {error}", file=sys.stderr)
+                    print(error, file=sys.stderr)
             if progress:
                 print(f"\r{tally.images} images, {tally.defects} defects", end="", file=sys.stderr, flush=True)
     except (KeyboardInterrupt, BrokenPipeError):  # the usual end of a camera's run, and of "| head": what is done stays

@@ -6,56 +6,49 @@ from typing import Any
 
 import torch
 from anomalib.models import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 
-from anomalib_mixedteacher.calibration.output import check_folder, checked_images, write_report, writing
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
-from anomalib_mixedteacher.calibration.report import CalibrationReport
-from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.models.restore import load_model, read_checkpoint
+from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+from mixedteacher_edge.calibrate import Calibrated, check_output, good_images, writing
 
 
 def calibrate_checkpoint(
-    checkpoint: Path,
-    good: Path,
-    output: Path,
-    alarm_rate: float,
-    min_area: int = 16,
-    tail_fit: bool = False,
-) -> CalibrationReport:
+    checkpoint: Path, good: Path, output: Path, alarm_rate: float, min_area: int = 16
+) -> Calibrated:
     """Calibrate a checkpoint on a folder of good images that it was not trained on, and write it anew.
 
     Args:
         checkpoint: A checkpoint that anomalib's Engine wrote.
         good: Folder of good images.
-        output: The calibrated checkpoint to write; a report is written beside it, as JSON.
+        output: The calibrated checkpoint to write.
         alarm_rate: Share of good images that may raise an alarm.
         min_area: Pixels of the anomaly map from which a region counts; see :class:`NormalCalibratedPostProcessor`.
-        tail_fit: Estimate the threshold where the images are too few for the budget.
 
     Returns:
-        The report.
+        The thresholds, and the images among the good ones that do not look good.
 
     Raises:
         CalibrationError: If the images are too few for the budget, or the output cannot be written.
         ConfigurationError: If the checkpoint is not one of the package's models.
         DataError: If an image cannot be read.
     """
-    processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area, tail_fit=tail_fit)
+    processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area)
     content = read_checkpoint(checkpoint)
-    check_folder(output)
+    check_output(output)
     module = load_model(checkpoint)
-    _score(module, checked_images(good), processor)
+    _score(module, good_images(good), processor)
     named = processor.calibrate(strict=True)
+    thresholds = processor.thresholds
+    assert thresholds is not None  # calibrate finds them or raises
     state = {key: value for key, value in content["state_dict"].items() if not key.startswith("post_processor.")}
     content["state_dict"] = state | {f"post_processor.{key}": value for key, value in processor.state_dict().items()}
     # Lightning saves a callback's state as well, and restores it after the model's.
-    post_processors = (PostProcessor.__name__, NormalCalibratedPostProcessor.__name__)
-    content["callbacks"] = {k: v for k, v in content.get("callbacks", {}).items() if k not in post_processors}
+    callbacks = content.get("callbacks", {}).items()
+    content["callbacks"] = {key: value for key, value in callbacks if "PostProcessor" not in key}
     content["anomalib_post_processor_config"] = processor.checkpoint_config()
     content.setdefault("anomalib_components_enabled", {})["post_processor"] = True
-    report = CalibrationReport.of(processor.thresholds, alarm_rate, str(output), named)
     temporary = output.with_name(f".{output.name}.tmp")
     with writing(output):
         try:
@@ -63,8 +56,7 @@ def calibrate_checkpoint(
             temporary.replace(output)
         finally:
             temporary.unlink(missing_ok=True)
-        write_report(report, output)
-    return report
+    return thresholds, named
 
 
 @torch.no_grad()
