@@ -5,25 +5,15 @@ from typing import Any
 
 import torch
 from anomalib.pre_processing import PreProcessor
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
-
-from anomalib_mixedteacher.components.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 
 # All forms that torchvision takes; the numbers are Pillow's.
 BILINEAR = ("bilinear", InterpolationMode.BILINEAR, 2)
 _NEVER_ANTIALIASED = ("nearest", "nearest-exact", InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT, 0)
-
-
-def default_transform(image_size: tuple[int, int]) -> Transform:
-    """Build the models' default transform: antialiased resize and ImageNet normalisation.
-
-    Args:
-        image_size: Height and width in pixels.
-    """
-    return Compose([Resize(image_size, antialias=True), Normalize(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))])
 
 
 class AntialiasedPreProcessor(PreProcessor):
@@ -46,6 +36,16 @@ class AntialiasedPreProcessor(PreProcessor):
         """Restore the transform from a checkpoint."""
         super().load_checkpoint_config(config)
         self.export_transform = _exportable(self.transform, self.export_transform)
+
+
+def default_pre_processor(image_size: tuple[int, int]) -> AntialiasedPreProcessor:
+    """Make the models' pre-processor: antialiased resize, and normalisation by ImageNet's mean and deviation.
+
+    Args:
+        image_size: Height and width in pixels.
+    """
+    normalize = Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
+    return AntialiasedPreProcessor(Compose([Resize(tuple(image_size), antialias=True), normalize]))
 
 
 class AntialiasedResize(nn.Module):

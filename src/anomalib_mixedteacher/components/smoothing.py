@@ -2,8 +2,6 @@
 
 from torch import nn
 
-from anomalib_mixedteacher.errors import ConfigurationError
-
 
 def gaussian_smoothing(sigma: float) -> nn.Module:
     """Two-dimensional Gaussian filter for maps of shape ``(B, 1, H, W)``, as two one-dimensional passes.
@@ -33,23 +31,3 @@ def gaussian_smoothing(sigma: float) -> nn.Module:
 def smoothing_reach(sigma: float) -> int:
     """How far :func:`gaussian_smoothing` reaches; it reflects a map at its border, so sides have to be longer."""
     return int(4 * sigma + 0.5)
-
-
-def check_smoothing(height: int, width: int, needed: int, sigma: float) -> None:
-    """Check that a map's smoothing fits into it.
-
-    Args:
-        height: Height of the images in pixels.
-        width: Their width.
-        needed: The shortest side whose map can be smoothed.
-        sigma: The model's argument that asks for that.
-
-    Raises:
-        ConfigurationError: If a side is shorter.
-    """
-    if min(height, width) < needed:
-        msg = (
-            f"Images of {height} x {width} pixels reach the model, which needs {needed} or more a side with "
-            f"sigma={sigma}: enlarge them in the pre-processor."
-        )
-        raise ConfigurationError(msg)

@@ -3,42 +3,51 @@
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.weights import load_teacher_weights
+from anomalib_mixedteacher.components.weights import IMAGENET_TAGS, load_weights
 from anomalib_mixedteacher.errors import TeacherNotLoadedError
 
 
-class Teacher(nn.Module):
+class Teacher(FeatureExtractor):
     """A frozen backbone whose weights are loaded on an explicit call, or with a checkpoint; never on construction.
 
-    Until then its parameters are NaN, so an unloaded teacher can neither be used by mistake nor be saved as if it
-    were a loaded one.
+    Until then its parameters are NaN, so that it can neither be used nor saved as if it were a loaded one.
+
+    All teachers take the same images, normalised by ImageNet's mean and deviation. A backbone that was trained with
+    another normalisation, as EfficientNet-Lite0 with ``(x - 0.5) / 0.5``, applies the difference itself.
 
     Args:
         backbone: timm architecture name.
-        out_indices: Stages to return, see :class:`FeatureExtractor`.
-        pool: Average-pool each map over 2 x 2 positions.
+        layers: See :class:`FeatureExtractor`.
+        pool: Average-pool each map over 2 x 2 positions, which doubles its stride.
     """
 
-    def __init__(self, backbone: str, out_indices: Sequence[int], pool: bool = False) -> None:
-        super().__init__()
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, backbone: str, layers: Sequence[str], pool: bool = False) -> None:
+        super().__init__(backbone, layers)
         self.pool = pool
-        self.extractor = FeatureExtractor(backbone, out_indices)
+        if pool:
+            self.strides = [2 * stride for stride in self.strides]
+        config = timm.get_pretrained_cfg(IMAGENET_TAGS.get(backbone, backbone))
+        values = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, config.mean, config.std) if config else ()
+        mean, std, own_mean, own_std = torch.tensor(values or ((0.0,) * 3, (1.0,) * 3) * 2)[..., None, None]
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+        self.same_normalization = bool((self.scale == 1).all() and (self.shift == 0).all())
         self.requires_grad_(False)
-        self.loaded = False
-        for parameter in self.extractor.parameters():
+        for parameter in self.parameters():
             parameter.fill_(torch.nan)
+        self.loaded = False
         self.register_load_state_dict_post_hook(_note_loaded)
         self.eval()
-
-    @property
-    def backbone(self) -> str:
-        """The timm architecture name."""
-        return self.extractor.backbone
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode: a teacher's batch normalisation never learns."""
@@ -49,16 +58,35 @@ class Teacher(nn.Module):
         """Load weights.
 
         Args:
-            source: A name in :data:`~anomalib_mixedteacher.components.weights.SOURCES` or a path.
+            source: See :func:`~anomalib_mixedteacher.components.weights.load_weights`.
 
         Raises:
             WeightsError: If they cannot be found, read or matched to the backbone.
         """
-        self.extractor.net.load_state_dict(load_teacher_weights(self.backbone, source, self.extractor.net))
-        self.loaded = True
+        self.load_state_dict(load_weights(self, source))
 
-    def check_loaded(self) -> None:
-        """Check that the teacher can be used.
+    @torch.no_grad()
+    def set_normalization_statistics(self, images: torch.Tensor) -> None:
+        """Set the running statistics from images: with random weights the signal would grow or fade with depth.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+        """
+        for norm in (module for module in self.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
+            norm.training = True
+        self(images)
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Compute teacher features.
+
+        Args:
+            images: Images of shape ``(B, 3, H, W)``, normalised by ImageNet's mean and deviation.
+
+        Returns:
+            One map per layer, shallow to deep; pooled maps have half the size, rounded up.
 
         Raises:
             TeacherNotLoadedError: If no weights were loaded yet.
@@ -69,62 +97,11 @@ class Teacher(nn.Module):
                 "(--ckpt_path on the command line, load_from_checkpoint in Python)."
             )
             raise TeacherNotLoadedError(msg)
-
-    def set_normalization_statistics(self, images: torch.Tensor) -> None:
-        """Set the running statistics from images; see :func:`set_normalization_statistics`."""
-        set_normalization_statistics(self.extractor, images)
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Compute teacher features.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``.
-
-        Returns:
-            One map per stage, shallow to deep; see :class:`FeatureExtractor`. Pooled maps have half the size,
-            rounded up.
-
-        Raises:
-            TeacherNotLoadedError: If no weights were loaded yet.
-        """
-        self.check_loaded()
-        features = self.extractor(images)
-        if self.pool:
-            # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size
-            features = [F.avg_pool2d(feature, kernel_size=2, ceil_mode=True) for feature in features]
-        return features
-
-
-@torch.no_grad()
-def set_normalization_statistics(net: nn.Module, images: torch.Tensor) -> None:
-    """Set the running statistics of every batch normalisation of a network from images.
-
-    With random weights the signal otherwise grows or fades from layer to layer.
-
-    Args:
-        net: Network in evaluation mode.
-        images: Normalised images of shape ``(B, 3, H, W)``.
-    """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
-        norm.reset_running_stats()
-        norm.training = True
-    net(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.training = False
-
-
-def freeze_normalization_statistics(net: nn.Module) -> None:
-    """Keep the running statistics of every batch normalisation of a network in training, and judge with them."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+        maps = super().forward(images if self.same_normalization else images * self.scale + self.shift)
+        # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size
+        return [F.avg_pool2d(map_, kernel_size=2, ceil_mode=True) for map_ in maps] if self.pool else maps
 
 
 def _note_loaded(module: nn.Module, incompatible_keys: Any) -> None:
     del incompatible_keys
-    if isinstance(module, Teacher):
-        module.loaded = not any(parameter.isnan().any() for parameter in module.extractor.parameters())
+    module.loaded = not any(parameter.isnan().any() for parameter in module.parameters())  # type: ignore[assignment]

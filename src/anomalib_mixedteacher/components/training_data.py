@@ -1,64 +1,63 @@
-"""Checks at the start of training, and samples of the training images."""
+"""The training images: checked before the first epoch, identified, sampled."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
 
-from anomalib_mixedteacher.components.images import check_image
+from anomalib_mixedteacher.decoding import check_image
 from anomalib_mixedteacher.errors import DataError
 
-MIN_IMAGES = 2
+logger = logging.getLogger(__name__)
+
+# Others may draw at random: what they give has to be seen by the teachers each time.
+_DETERMINISTIC = (v2.Compose, v2.Resize, v2.Normalize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.ToDtype, v2.ToImage)
 
 
-def check_training_data(dataset: Dataset) -> dict[str, str]:
+def check_training_images(dataset: Dataset) -> dict[str, Any]:
     """Read every training image once, so that a bad one is named before the first epoch and not within it.
 
     Args:
-        dataset: An anomalib data set; one without a ``samples`` table is only counted.
+        dataset: An anomalib data set.
 
     Returns:
-        SHA-256 of each image file's content, by path; empty for a data set without a ``samples`` table.
+        The number of ``images``, and the ``sha256`` of their contents, whatever their names and order; ``None`` for a
+        data set that does not name files.
 
     Raises:
-        DataError: If there are fewer than two images, or one cannot be decoded, has a side below 32 pixels, or has one
-            value in all its pixels.
+        DataError: If there are fewer than two images, or one cannot be used.
     """
     count = len(dataset)  # type: ignore[arg-type]
-    if count < MIN_IMAGES:
+    if count < 2:
         msg = (
-            f"{count} training image is too few to learn what varies between good images: give at least {MIN_IMAGES}, "
-            "better 50, or hold fewer back for validation."
+            f"{count} training image is too few to learn what varies between good images: give at least 2, better 50, "
+            "or hold fewer back for validation."
         )
         raise DataError(msg)
     samples = getattr(dataset, "samples", None)
     if samples is None:
-        return {}
+        return {"images": count, "sha256": None}
     with ThreadPoolExecutor() as pool:
-        return dict(zip(samples.image_path, pool.map(_checked, samples.image_path), strict=True))
+        digests = list(pool.map(_checked_digest, samples.image_path))
+    return {"images": count, "sha256": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()}
 
 
-def training_fingerprint(dataset: Dataset, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Identify training images whatever their names and order.
-
-    Args:
-        dataset: The data set.
-        digests: What :func:`check_training_data` returned.
-
-    Returns:
-        The number of ``images``, and the ``sha256`` of their contents; ``None`` if there are no files.
-    """
-    together = hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest()
-    return {"images": len(dataset), "sha256": together if digests else None}  # type: ignore[arg-type]
-
-
-def _checked(path: str) -> str:
+def _checked_digest(path: str) -> str:
     check_image(path)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def is_deterministic(transform: Any) -> bool:
+    """Tell whether a transform is known to give an image the same result at each call; ``None`` is."""
+    if isinstance(transform, v2.Compose):
+        return all(map(is_deterministic, transform.transforms))
+    return transform is None or type(transform) in _DETERMINISTIC
 
 
 def sample_batches(loader: DataLoader, count: int) -> Iterator[Any]:
@@ -71,9 +70,6 @@ def sample_batches(loader: DataLoader, count: int) -> Iterator[Any]:
     Yields:
         anomalib's batches, with images of shape ``(B, 3, H, W)``.
     """
-    dataset = loader.dataset
-    length = len(dataset)  # type: ignore[arg-type]
+    length = len(loader.dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
-    # of a loader with a batch sampler of the user's, which need not have a size, the loader's own is None
-    size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", count)
-    yield from DataLoader(Subset(dataset, indices), batch_size=size, collate_fn=loader.collate_fn)
+    yield from DataLoader(Subset(loader.dataset, indices), batch_size=16, collate_fn=loader.collate_fn)

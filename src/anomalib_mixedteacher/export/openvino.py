@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor, has_good, hold_out
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
-from anomalib_mixedteacher.components.training_data import check_training_data, training_fingerprint
+from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality, quantize
@@ -160,7 +160,7 @@ def _is_trained_on(datamodule: AnomalibDataModule, known: dict[str, Any] | None)
     """Tell whether a datamodule's training images are those of a record."""
     data = datamodule.train_data
     sha256 = (known or {}).get("sha256")
-    return sha256 is not None and sha256 == training_fingerprint(data, check_training_data(data))["sha256"]
+    return sha256 is not None and sha256 == check_training_images(data)["sha256"]
 
 
 def _warn_of_missing(post_processor: PostProcessor | None, compression: Compression) -> None:

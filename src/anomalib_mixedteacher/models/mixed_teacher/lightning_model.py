@@ -1,9 +1,7 @@
 """MixedTeacher for anomalib's Engine and command line."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from anomalib.metrics import Evaluator
@@ -11,50 +9,35 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_module import (
-    PROVISIONAL_IMAGES,
-    STATISTICS_IMAGES,
-    DistillationModule,
-)
+from anomalib_mixedteacher.components.distillation_mixin import DistillationMixin
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
-from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, StudentInit
-
-logger = logging.getLogger(__name__)
+from anomalib_mixedteacher.models.mixed_teacher.torch_model import Architecture, MixedTeacherModel
 
 
-class MixedTeacher(DistillationModule, AnomalibModule):
-    """MixedTeacher: two frozen teachers distilled into two students on good images only.
+class MixedTeacher(DistillationMixin, AnomalibModule):
+    """MixedTeacher: two frozen teachers distilled on good images only (Thomine et al. 2023, arXiv 2306.09859).
 
-    Defaults are the paper's settings (Thomine et al. 2023, arXiv 2306.09859, and its official code) except where the
-    model's README says otherwise and shows the measurement.
+    What is the paper's and what is ours: docs/method.md.
 
     Args:
-        teacher_weights: Where the teachers' weights come from when training starts: ``"imagenet"`` (timm's, from its
-            cache or the hub), ``"texture"`` (shipped with this package, no network), ``"random"`` (tests and
-            ablations), or a path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
-        student_init: ``"scratch"``, or ``"teacher"`` to start the EfficientNet student from its teacher's weights, as
-            the official code does.
-        fusion: How the teachers' maps become one: ``"product"`` (official), ``"sum"``, ``"normalized_product"`` or
-            ``"standardized_sum"``; see :class:`~.anomaly_map.AnomalyMapGenerator`.
-        resnet_layers: Stages of the ResNet-18 teacher; 1 is ``layer1`` (stride 4, pooled to 8).
-        efficientnet_layers: Stages of the EfficientNet-b0 teacher; 3 has stride 16, 4 has stride 32.
+        teacher_weights: Where the teachers' weights come from when training starts: ``"packaged"`` (from installed
+            packages, no network), ``"imagenet"`` (timm's, from its cache or the hub), ``"random"`` (comparisons), or a
+            path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
+        architecture: ``"fast"`` (EfficientNet-Lite0, one small student for both teachers) or ``"paper"``
+            (EfficientNet-b0, two students).
+        resnet_layers: Layers of the ResNet-18 teacher, of 1, 2, 3. The packaged one has 1 and 2.
+        efficientnet: timm name of the second teacher; the architecture's own by default.
+        efficientnet_blocks: Blocks of the EfficientNet teacher; 4 has stride 16, 6 has stride 32.
+        fusion: How distances become one map: ``"standardized_sum"`` or the official ``"product"``; see
+            :class:`~.anomaly_map.AnomalyMapGenerator`.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
-        learning_rate: A tenth of the one-cycle schedule's peak, as the official code has it; the schedule starts at
-            0.4 of it and ends near 0.
+        image_size: Height and width in pixels to which the default pre-processor resizes.
+        learning_rate: A tenth of the one-cycle schedule's peak, as the official code has it.
         max_epochs: Epochs to train where the trainer is given no limit.
-        early_stopping_patience: Stop after this many validations without a lower loss on the good validation images;
-            ``None`` never stops early. Without good validation images there is no early stopping, and an
-            ``EarlyStopping`` of the trainer's takes the place of this one.
-        freeze_bn_after_first_epoch: Keep the students' batch-normalisation statistics from the second epoch on, as
-            the official code does. Where features hardly vary, students whose statistics go on following each batch
-            give wild features for single images.
-        feature_cache: Memory in MiB for the teachers' features, which are then computed once for each image rather than
-            in every epoch, and for decoded images, which may take a half of it. Where it does not suffice, features are
-            kept in a file, and images read in every epoch. 0 keeps none; so do random augmentations.
-        compile_students: Compile the students for training, by ``torch.compile``; it needs a C++ compiler on the CPU.
-        pre_processor: anomalib pre-processor, or whether to use the default one (resize to 256 x 256 and ImageNet
-            normalisation).
+        feature_cache: Memory in MiB for the teachers' features, which are then computed once for each training image
+            rather than in every epoch; 0 keeps none.
+        pre_processor: anomalib pre-processor, or whether to use the default one (resize and ImageNet normalisation).
         post_processor: anomalib post-processor, or whether to use the default one.
         evaluator: anomalib evaluator, or whether to use the default one.
         visualizer: anomalib visualizer, or whether to use the default one.
@@ -65,58 +48,46 @@ class MixedTeacher(DistillationModule, AnomalibModule):
     Example:
         >>> from anomalib.engine import Engine
         >>> from anomalib_mixedteacher import MixedTeacher, SyntheticTextures
-        >>> model = MixedTeacher(teacher_weights="random")
-        >>> Engine(max_epochs=2).train(model=model, datamodule=SyntheticTextures())  # doctest: +SKIP
+        >>> Engine(max_epochs=2).train(model=MixedTeacher(), datamodule=SyntheticTextures())  # doctest: +SKIP
     """
 
-    # In INT8 the unbounded activations of these networks are cut where a bright defect drives them: maps lost up to two
-    # thirds of their height (docs/edge.md).
-    float_networks = ("efficientnet",)
-
     model: MixedTeacherModel
-    loss: MixedTeacherLoss
 
     def __init__(
         self,
-        teacher_weights: str | Path = "imagenet",
-        student_init: StudentInit = "scratch",
-        fusion: Fusion = "standardized_sum",
+        teacher_weights: str | Path = "packaged",
+        architecture: Architecture = "fast",
         resnet_layers: Sequence[int] = (1, 2),
-        efficientnet_layers: Sequence[int] = (3, 4),
+        efficientnet: str | None = None,
+        efficientnet_blocks: Sequence[int] = (4, 6),
+        fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
+        image_size: tuple[int, int] = (256, 256),
         learning_rate: float = 4e-4,
-        max_epochs: int = 100,
-        early_stopping_patience: int | None = 30,
-        freeze_bn_after_first_epoch: bool = True,
+        max_epochs: int = 50,
         feature_cache: int = 2048,
-        compile_students: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
         super().__init__(
-            pre_processor=pre_processor,
+            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        model = MixedTeacherModel(resnet_layers, efficientnet_layers, student_init, fusion, sigma)
-        recipe = (teacher_weights, learning_rate, max_epochs, early_stopping_patience, feature_cache, compile_students)
-        self.build(model, *recipe, freeze_bn_after_first_epoch)
-        self._statistics_step = -1
-
-    def configure_loss(self) -> MixedTeacherLoss:
-        """Make the distillation loss."""
-        return MixedTeacherLoss()
-
-    def on_train_start(self) -> None:
-        """Prepare as every model does; statistics of an earlier fit count for nothing."""
-        super().on_train_start()
+        self.model = MixedTeacherModel(
+            architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma
+        )
+        self.loss = MixedTeacherLoss()
+        if architecture == "paper":  # b0's unbounded activations are cut in INT8 where a bright defect drives them
+            self.float_networks = ("efficientnet",)
+        self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)
         self._statistics_step = -1
 
     def on_train_epoch_end(self) -> None:
-        """Gather statistics of good images where no validation run has done so."""
+        """Gather statistics of good images where no validation has done so."""
         if self._statistics_step != self.global_step:
             self._update_good_statistics()
 
@@ -125,25 +96,11 @@ class MixedTeacher(DistillationModule, AnomalibModule):
         if self.trainer.state.fn == "fit":
             self._update_good_statistics()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load what every model does, and say where thresholds do not fit the map any more."""
-        super().on_load_checkpoint(checkpoint)
-        version = checkpoint["anomalib_mixedteacher"].get("version", "")
-        if version.startswith(("0.2.", "0.3.")) and self.model.anomaly_map_generator.fusion == "standardized_sum":
-            logger.warning(
-                "This checkpoint is of version %s, whose maps had another scale: its thresholds do not fit until "
-                "'mixedteacher calibrate' or further training has found them again.",
-                version,
-            )
-
     @torch.no_grad()
     def _update_good_statistics(self) -> None:
-        if not self.model.anomaly_map_generator.needs_good_statistics:
-            return
-        training = [m for m in self.model.students.modules() if m.training]
+        modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
-        count = STATISTICS_IMAGES if self.may_end_here else PROVISIONAL_IMAGES
-        self.model.anomaly_map_generator.set_good_statistics(self.good_features(count))
-        for module in training:
-            module.training = True
+        self.model.anomaly_map_generator.set_good_statistics(self.good_features())
+        for module, mode in modes.items():
+            module.training = mode
         self._statistics_step = self.global_step

@@ -3,18 +3,19 @@
 import torch
 
 from anomalib_mixedteacher.components.distance import normalized_distance
-from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
+from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
 
 
 class MixedTeacherLoss(DistillationLoss):
-    """Mean distance between a student's and its teacher's features, for each teacher on its own.
+    r"""Mean distance between students' and teachers' features.
 
-    Per layer the :func:`~anomalib_mixedteacher.components.normalized_distance` is averaged over positions, then over
-    layers and batch. The official code sums over the batch instead. Adam divides a gradient by its own running
-    magnitude, so a constant factor leaves the step, and with it the meaning of the learning rate, unchanged (up to
-    Adam's epsilon); and the value can be compared between batch sizes.
+    .. math::  \mathcal{L} = \frac{1}{L} \sum_l \frac{1}{H_l W_l} \sum_{ij} d^l_{ij}
+
+    with the :func:`~anomalib_mixedteacher.components.normalized_distance` :math:`d^l` of map :math:`l`. The official code
+    sums over batch and teachers; Adam leaves a step as it is under a constant factor, so the learning rate means the same.
     """
 
-    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """Compute the :func:`~anomalib_mixedteacher.components.normalized_distance` at each position."""
-        return normalized_distance(teacher, student)
+    def per_image(self, teacher: Features, student: Features) -> torch.Tensor:
+        """Compute the loss of each image; see :class:`DistillationLoss`."""
+        maps = zip(teacher, student, strict=True)
+        return torch.stack([normalized_distance(t, s).mean(dim=(1, 2)) for t, s in maps]).mean(dim=0)

@@ -1,8 +1,8 @@
-"""How every distillation detector is exported."""
+"""The models' export methods: one lean graph, and a record of what it is."""
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib import TaskType
@@ -16,17 +16,14 @@ from anomalib_mixedteacher.export import MAX_DROP
 
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 
-if TYPE_CHECKING:
-    _Base = AnomalibModule
-else:
-    _Base = object
+_Base = AnomalibModule if TYPE_CHECKING else object
 
 
-class DistillationExport(_Base):
-    """Mixin in front of anomalib's ``ExportMixin``: one lean graph, and a record of what it is."""
+class LeanExport(_Base):
+    """Mixin in front of anomalib's ``ExportMixin``."""
 
-    float_networks: ClassVar[tuple[str, ...]] = ()
-    """Parts of the names of convolutions that INT8 leaves in floating point."""
+    float_networks: tuple[str, ...] = ()
+    """Names of networks that INT8 leaves in floating point."""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -106,7 +103,6 @@ class DistillationExport(_Base):
             QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
         """
         del task, ov_kwargs
-        # imports NNCF, which takes seconds that training need not wait for
         from anomalib_mixedteacher.export.openvino import Compression, export_openvino, watches_pixels
 
         kind = None if compression_type is None else CompressionType(compression_type)

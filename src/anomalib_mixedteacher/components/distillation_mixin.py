@@ -1,0 +1,216 @@
+"""What the Lightning modules of every distillation detector share: recipe, validation loss, checkpoints."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.models import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics import MeanMetric
+
+from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
+from anomalib_mixedteacher.components.feature_cache import FeatureCache
+from anomalib_mixedteacher.components.pre_processing import default_pre_processor
+from anomalib_mixedteacher.components.training_data import check_training_images, is_deterministic, sample_batches
+from anomalib_mixedteacher.components.weights import fingerprint
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.export.mixin import LeanExport
+
+logger = logging.getLogger(__name__)
+
+STATISTICS_IMAGES = 64  # enough for the moments of a channel, and of a distance at each position
+_NO_EPOCHS_GIVEN = 1000  # what Lightning puts in their place
+
+# get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
+_Base = AnomalibModule if TYPE_CHECKING else object
+
+
+class DistillationMixin(LeanExport, _Base):
+    """Trains students on good images only; declared as ``class Name(DistillationMixin, AnomalibModule)``.
+
+    A model's ``__init__`` calls ``super().__init__``, then sets ``model`` and ``loss`` and calls :meth:`set_recipe`. Adam
+    with a one-cycle schedule trains the students. From the second epoch on their batch normalisation keeps its statistics, as the
+    official code of MixedTeacher does: where features hardly vary, students whose statistics go on following each
+    batch give wild features for single images. See docs/adding-a-model.md.
+    """
+
+    model: DistillationModel
+    loss: DistillationLoss
+
+    def set_recipe(self, teacher_weights: str, learning_rate: float, max_epochs: int, feature_cache: int) -> None:
+        """Take the recipe.
+
+        Args:
+            teacher_weights: Where the teachers' weights come from when training starts.
+            learning_rate: A tenth of the one-cycle schedule's peak.
+            max_epochs: Epochs to train where the trainer is given no limit.
+            feature_cache: Memory in MiB for the teachers' features.
+        """
+        self.teacher_weights = self.hparams["teacher_weights"] = str(teacher_weights)  # plain data for the checkpoint
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.feature_cache = feature_cache
+        self.training_data: dict[str, Any] | None = None
+        self._val_loss = MeanMetric()
+        self._cache: FeatureCache | None = None
+
+    def setup(self, stage: str) -> None:
+        """Apply the model's number of epochs, and lay the students out for the processor.
+
+        Raises:
+            ConfigurationError: If the trainer's precision is a pure one: features differ by less than half precision's rounding.
+        """
+        if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
+            msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
+            raise ConfigurationError(msg)
+        if stage != "fit":
+            return
+        if self.trainer.max_epochs == _NO_EPOCHS_GIVEN and self.max_epochs != _NO_EPOCHS_GIVEN:
+            logger.info("Training for this model's %d epochs (model.max_epochs).", self.max_epochs)
+            self.trainer.fit_loop.max_epochs = self.max_epochs
+        if self.trainer.strategy.root_device.type == "cpu":  # an epoch takes 0.82 of the time (docs/training-cost.md)
+            self.model.students.to(memory_format=torch.channels_last)
+
+    def on_train_start(self) -> None:
+        """Check the training images, and load the teachers unless a checkpoint brought them."""
+        dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        self.training_data = check_training_images(dataset)
+        self.model.students.train()
+        if not all(teacher.loaded for teacher in self.model.teachers.values()):
+            for teacher in self.model.teachers.values():
+                teacher.load(self.teacher_weights)
+            if self.teacher_weights == "random":
+                images = torch.cat([images for images, _ in self._good_images()])
+                for teacher in self.model.teachers.values():
+                    teacher.set_normalization_statistics(images)
+        transforms = (getattr(dataset, "augmentations", None), getattr(self.pre_processor, "transform", None))
+        self._cache = FeatureCache(self.feature_cache) if all(map(is_deterministic, transforms)) else None
+
+    def on_train_epoch_start(self) -> None:
+        """Keep the statistics of batch normalisation from the second epoch on."""
+        if self.current_epoch > 0:
+            for module in self.model.students.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def on_fit_end(self) -> None:
+        """Release the teachers' features."""
+        self._cache = None
+
+    def features(self, images: torch.Tensor, paths: Sequence[str] | None) -> tuple[Features, Features]:
+        """Compute the features of teachers and students; in training, teachers see an image once.
+
+        Args:
+            images: Normalised images of shape ``(B, 3, H, W)``.
+            paths: Their files, if they come from files.
+        """
+        if self._cache is not None and paths:
+            self.model.check_size(images)
+            teacher = self._cache.features(images, paths, self.model.teacher_features)
+        else:
+            teacher = self.model.teacher_features(images)
+        return teacher, self.model.student_features(images)
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Compute the loss of a batch of good images."""
+        del args, kwargs
+        loss = self.loss(*self.features(batch.image, batch.image_path))
+        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image), sync_dist=True)
+        return {"loss": loss}
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict, and log the loss of the good images; it is NaN where there are none."""
+        del args, kwargs
+        teacher, student = self.features(batch.image, batch.image_path)
+        self._val_loss.update(self.loss.per_image(teacher, student), weight=(batch.gt_label == 0).float())
+        self.log("val_loss", self._val_loss, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        return batch.update(**self.model.predict(teacher, student, batch.image)._asdict())
+
+    def good_features(self) -> Iterator[tuple[Features, Features]]:
+        """Compute the features of a sample of the training images, one batch after another."""
+        for images, paths in self._good_images():
+            yield self.features(images, paths)
+
+    def _good_images(self) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
+        transform = getattr(self.pre_processor, "transform", None)
+        for batch in sample_batches(self.trainer.train_dataloader, STATISTICS_IMAGES):  # type: ignore[arg-type]
+            images = batch.image.to(self.device)
+            yield transform(images) if transform else images, batch.image_path
+
+    def configure_optimizers(self) -> Any:
+        """Configure Adam with a one-cycle schedule over all steps, with a peak of ten times the ``learning_rate``.
+
+        Raises:
+            ConfigurationError: If the number of steps is unlimited.
+        """
+        if (steps := self.trainer.estimated_stepping_batches) == float("inf"):
+            msg = "The one-cycle schedule needs an end: give trainer.max_epochs or trainer.max_steps."
+            raise ConfigurationError(msg)
+        optimizer = Adam(self.model.students.parameters(), lr=self.learning_rate)
+        scheduler = OneCycleLR(optimizer, max_lr=10 * self.learning_rate, total_steps=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
+        return default_pre_processor(image_size or (256, 256))
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """No validation before the teachers are loaded."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """The model learns from good images only."""
+        return LearningType.ONE_CLASS
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from: teacher weights, their fingerprints, and the training images."""
+        teachers = self.model.teachers.values()
+        return {
+            "teacher_weights": self.teacher_weights,
+            "fingerprints": {teacher.backbone: fingerprint(teacher.state_dict()) for teacher in teachers},
+            "training_data": self.training_data,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record which model this is, and where it comes from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["anomalib_mixedteacher"] = {"version": __version__, "model": self.name, **self.provenance}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what this model did not train, and let data sets resize as the checkpoint's pre-processor does.
+
+        Raises:
+            ConfigurationError: If the checkpoint is another model's, or its networks have other arguments.
+        """
+        super().on_load_checkpoint(checkpoint)
+        record = checkpoint.get("anomalib_mixedteacher", {})
+        if record.get("model") != self.name:
+            msg = f"This checkpoint is not a {self.name}'s: give one that {self.name} trained."
+            raise ConfigurationError(msg)
+        saved = checkpoint["hyper_parameters"]
+        names = [name for name in inspect.signature(type(self.model)).parameters if name in saved]
+        if other := [f"{name}={saved[name]}" for name in names if _plain(saved[name]) != _plain(self.hparams[name])]:
+            msg = f"This checkpoint was trained with {', '.join(other)}: build the model with the same arguments."
+            raise ConfigurationError(msg)
+        self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
+        self.training_data = record["training_data"]
+        if (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
+            datamodule.setup(self.trainer.state.fn)
+
+
+def _plain(value: Any) -> Any:
+    """Make a tuple and the list that it becomes on the way through a file compare equal."""
+    return list(value) if isinstance(value, tuple) else value
