@@ -34,7 +34,7 @@ PAPER = ("bdp01", "brg01", "brg02", "btn01", "flr01", "fvn01")
 SETS |= {f"paper_{name}": f"paper/paper_{name}" for name in PAPER}
 METRICS = {"image_AUROC": "image", "pixel_AUROC": "pixel", "PRO": "PRO"}
 # A row of the table is a mean over sets.
-ROWS = {name: (name,) for name in SETS if not name.startswith("paper")}
+ROWS: dict[str, tuple[str, ...]] = {name: (name,) for name in SETS if not name.startswith("paper")}
 ROWS["paper, mean of six"] = tuple(name for name in SETS if name.startswith("paper"))
 ROWS["mean of the first four"] = tuple(SETS)[:4]
 ROWS["mean of all ten"] = tuple(SETS)
@@ -84,16 +84,10 @@ def measure(name: str, seed: int, source: str, options: argparse.Namespace) -> d
 
 
 def read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read the lines of these settings; one that an interruption cut short is none."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if all(row[key] == value for key, value in settings.items()):
-            rows.append(row)
-    return rows
+    """Read the lines of these settings."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if all(row[key] == value for key, value in settings.items())]
 
 
 def table(rows: Sequence[dict[str, Any]], sources: Sequence[str]) -> str:
