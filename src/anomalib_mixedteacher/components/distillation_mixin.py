@@ -9,6 +9,7 @@ import torch
 from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
@@ -24,6 +25,8 @@ from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.mixin import LeanExport
+from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor
+from anomalib_mixedteacher.post_processing.restore import restore_post_processor
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +167,10 @@ class DistillationMixin(LeanExport, _Base):
         """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
         return default_pre_processor(image_size or (256, 256))
 
+    def configure_post_processor(self) -> PostProcessor:
+        """Configure thresholds by the best F1 on labelled validation images."""
+        return F1PostProcessor()
+
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """No validation before the teachers are loaded."""
@@ -195,6 +202,7 @@ class DistillationMixin(LeanExport, _Base):
         Raises:
             ConfigurationError: If the checkpoint is another model's, or its networks have other arguments.
         """
+        restore_post_processor(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher", {})
         if record.get("model") != self.name:

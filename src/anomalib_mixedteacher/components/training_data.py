@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from anomalib_mixedteacher.decoding import check_image
 from anomalib_mixedteacher.errors import DataError
+from mixedteacher_edge.decoding import check_image
 
 logger = logging.getLogger(__name__)
 
