@@ -75,11 +75,12 @@ def test_efficientnet_b0_equals_torchvision(tmp_path, images):
 def test_vgg_equals_torchvision(tmp_path, images):
     net = make_layers(cfgs["D"])
     state = {f"features.{key}": value for key, value in net.state_dict().items()}
-    teacher = loaded(tmp_path, state, "vgg16", ("features.9", "features.16", "features.18", "features.30"))
-    assert teacher.strides == [4, 8, 8, 32]
+    layers = ("features.9", "features.16", "features.17", "features.18", "features.30")
+    teacher = loaded(tmp_path, state, "vgg16", layers)
+    assert teacher.strides == [4, 8, 8, 8, 32]
     inputs = F.interpolate(images.double(), ODD)  # odd sides are rounded down
     expected = [inputs]
-    for start, end in ((0, 10), (10, 17), (17, 19), (19, 31)):
+    for start, end in ((0, 10), (10, 17), (17, 18), (18, 19), (19, 31)):
         expected.append(net.double()[start:end](expected[-1].clone()))  # torchvision's ReLUs work in place
     assert_same(teacher, inputs, expected[1:])
 
