@@ -1,26 +1,30 @@
-"""AUROC and PRO from raw scores and maps.
+"""Figures of raw scores and maps.
 
 anomalib's evaluator sees scores after normalisation, which clamps them to [0, 1]: everything beyond the range seen in
 validation ties, and its AUROC depends on the validation set. Here scores are taken as the model gives them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import DirType
 from anomalib.metrics.aupro import _AUPRO as AUPRO  # without the base that reads anomalib's batches
 from anomalib.models import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities.compute import auc
 from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
 
 PRO_LIMIT = 0.3  # share of false positive pixels up to which the region overlap is integrated; anomalib's and MVTec's
+IMAGE_METRICS = ("image_AUROC", "image_AP")
+PIXEL_METRICS = ("pixel_AUROC", "PRO")
 
 
 @dataclass
@@ -41,6 +45,23 @@ class Predictions:
     masks: torch.Tensor
     kinds: list[str]
 
+    @property
+    def lacking(self) -> dict[str, str]:
+        """A sentence for each of the metrics that cannot be computed."""
+        good, bad = bool((self.labels == 0).any()), bool((self.labels == 1).any())
+        image = "" if good and bad else f"The test set has no {'defective' if good else 'good'} images."
+        pixel = (
+            "The test set has no defective images."
+            if not bad
+            else "The test set has no masks."
+            if not self.masks.any()
+            else ""
+            if self.maps.numel()
+            else "The model gives no anomaly maps."
+        )
+        reasons = dict.fromkeys(IMAGE_METRICS, image) | dict.fromkeys(PIXEL_METRICS, pixel)
+        return {name: reason for name, reason in reasons.items() if reason}
+
 
 def image_kinds(samples: pd.DataFrame) -> list[str]:
     """Name the defects of a data set's images.
@@ -49,10 +70,18 @@ def image_kinds(samples: pd.DataFrame) -> list[str]:
         samples: The ``samples`` of one of anomalib's data sets, whose labels of good images have many names.
 
     Returns:
-        ``"good"`` for each image without a defect, and the label of each other one.
+        ``"good"`` for each image without a defect; else its label, or its folder's name where a Folder labels alike
+        what lies in several folders.
     """
-    pairs = zip(samples.label, samples.label_index, strict=True)
-    return [GOOD if index == 0 else str(getattr(label, "value", label)) for label, index in pairs]
+    rows = zip(samples.label, samples.label_index, samples.image_path, strict=True)
+    return [
+        GOOD
+        if index == 0
+        else Path(path).parent.name
+        if label == DirType.ABNORMAL
+        else str(getattr(label, "value", label))
+        for label, index, path in rows
+    ]
 
 
 @torch.no_grad()
@@ -88,39 +117,35 @@ def _maps_of(prediction: Any) -> torch.Tensor:
     return maps.reshape(len(maps), *maps.shape[-2:])
 
 
-def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, float]:
-    """Compute AUROC over images, over pixels, and over images for each kind of defect.
+def summarize(predictions: Predictions) -> dict[str, float]:
+    """Compute area under the ROC curve and average precision of images, and area under the ROC curve of pixels.
 
     Args:
-        predictions: What :func:`predict` returned.
-        pool: Kinds of defect to take together in one more image AUROC.
+        predictions: Raw predictions.
 
     Returns:
-        ``image_AUROC``; ``pixel_AUROC`` where there are masks and maps; the pool's (named by its kinds, joined by
-        ``+``) and one entry per kind of defect, each in ``[0, 1]``.
+        ``image_AUROC``, ``image_AP`` and ``pixel_AUROC``, each in ``[0, 1]``, but for those that cannot be had.
     """
-    p = predictions
-    scores = to_unit_range(p.scores)
-    result = {"image_AUROC": binary_auroc(scores, p.labels).item()}
-    if p.masks.any() and p.maps.numel():
-        result["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
-    groups = {"+".join(pool): set(pool)} if pool else {}
-    groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {GOOD})}
-    for name, kinds in groups.items():
-        chosen = torch.tensor([kind == GOOD or kind in kinds for kind in p.kinds])
-        result[name] = binary_auroc(scores[chosen], p.labels[chosen]).item()
-    return result
+    p, summary = predictions, {}
+    if "image_AUROC" not in p.lacking:
+        scores = to_unit_range(p.scores)
+        summary["image_AUROC"] = binary_auroc(scores, p.labels).item()
+        summary["image_AP"] = binary_average_precision(scores, p.labels).item()
+    if "pixel_AUROC" not in p.lacking:
+        summary["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
+    return summary
 
 
-def region_overlap(predictions: Predictions) -> float:
-    """Compute the area under the per-region overlap (PRO), integrated up to 30 % false positive pixels.
+def region_overlap(predictions: Predictions) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Compute the area under the per-region overlap (PRO), up to 30 % false positive pixels.
 
     Args:
-        predictions: What :func:`predict` returned, of a test set with masks.
+        predictions: Raw predictions of a test set with masks.
 
     Returns:
-        The area divided by its limit, in ``[0, 1]``.
+        The area divided by its limit, in ``[0, 1]``; the curve's false positive rates, and its overlaps.
     """
     pro = AUPRO(fpr_limit=PRO_LIMIT)
     pro.update(predictions.maps, predictions.masks)
-    return pro.compute().item()
+    rates, overlaps = pro._compute()
+    return (auc(rates, overlaps, reorder=True) / rates[-1]).item(), rates, overlaps
