@@ -44,31 +44,30 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``mixedteacher benchmark``.
+    """Run ``mixedteacher benchmark``, behind whose name the arguments stand; see :func:`parse` and :func:`run`."""
+    return run(*parse(arguments))
 
-    Args:
-        arguments: What stands behind the command's name.
+
+def run(plan: Plan, options: Options) -> int:
+    """Run a benchmark, or what is left of it, and print its tables.
 
     Returns:
         Exit status: 0, or 1 if a training failed, or 130 after an interruption.
 
     Raises:
-        ConfigurationError: If the plan cannot be understood, or there is no such model or data set.
+        ConfigurationError: If there is no such model or data set, or it does not take its arguments.
         DataError: If a folder holds no images in one of the usual layouts.
     """
-    return run(*parse(arguments))
-
-
-def run(plan: Plan, options: Options) -> int:
-    """Run a benchmark, or what is left of it, and print its tables; see :func:`main`."""
     cells = plan.cells()
     # torch and anomalib, which a wrong plan need not wait for
-    from anomalib_mixedteacher.benchmark.models import check
+    from anomalib_mixedteacher.benchmark.models import build_data, check_model
     from anomalib_mixedteacher.benchmark.runner import run_cells
     from anomalib_mixedteacher.benchmark.tables import write_tables
 
-    for cell in cells:  # what can be known to fail is known before hours of training
-        check(cell)
+    for cell in {cell.model: cell for cell in cells}.values():  # known before hours of training
+        check_model(cell)
+    for cell in {cell.data: cell for cell in cells}.values():
+        build_data(cell)
     folder = RunFolder(options.output)
     folder.write(folder.plan, plan.to_yaml())
     folder.set_cells(cells, plan.means)

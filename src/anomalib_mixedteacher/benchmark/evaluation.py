@@ -6,17 +6,10 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 from torchmetrics.functional.classification import binary_roc
 
 from anomalib_mixedteacher.benchmark.result import GOOD, Calibration, KeptPredictions, Points
-from anomalib_mixedteacher.benchmark.scores import (
-    IMAGE_METRICS,
-    PIXEL_METRICS,
-    Predictions,
-    region_overlap,
-    summarize,
-)
+from anomalib_mixedteacher.benchmark.scores import Predictions, region_overlap, summarize
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
 
-ALARM_METRICS = ("false_alarm_rate", "found_rate")
-METRICS = (*IMAGE_METRICS, *PIXEL_METRICS, *ALARM_METRICS)
+METRICS = ("image_AUROC", "image_AP", "pixel_AUROC", "PRO", "false_alarm_rate", "found_rate")
 """The last two are the shares of good and of defective test images from the calibrated threshold on."""
 
 _FEW = 10  # defects below which one image moves the figures by a tenth and more
@@ -37,32 +30,33 @@ def compute_metrics(
         Metrics; for each of :data:`METRICS` that is missing, why; and the curves. See :class:`~.result.Result`.
     """
     p = predictions
-    metrics, missing, curves = summarize(p), dict(p.lacking), {}
+    metrics, curves = summarize(p), {}
     if "image_AUROC" in metrics:
         curves["roc"] = _points(*binary_roc(to_unit_range(p.scores), p.labels)[:2])
     if "pixel_AUROC" in metrics:
         metrics["PRO"], *curve = region_overlap(p)
         curves["pro"] = _points(*curve)
     alarms = count_alarms(p, calibration)
-    for name, good, what in (("false_alarm_rate", True, "good"), ("found_rate", False, "defective")):
-        counts = [count for kind, count in alarms.items() if (kind == GOOD) == good]
-        if counts:
+    for name, of_good in (("false_alarm_rate", True), ("found_rate", False)):
+        if counts := [count for kind, count in alarms.items() if (kind == GOOD) == of_good]:
             metrics[name] = sum(above for above, _ in counts) / sum(images for _, images in counts)
-        elif calibration.image is None:
-            missing[name] = "There were no good validation images to set a threshold on."
-        else:
-            missing[name] = f"The test set has no {what} images."
+    missing = {name: _reason(name, p, calibration) for name in METRICS if name not in metrics}
     return metrics, missing, curves
 
 
-def notes(predictions: Predictions, calibration: Calibration, alarm_rate: float) -> list[str]:
-    """Say what a reader must know about the test set before trusting the figures.
+def _reason(metric: str, p: Predictions, calibration: Calibration) -> str:
+    """Say why a metric cannot be had."""
+    if metric in METRICS[-2:] and calibration.image is None:
+        return "There were no good validation images to set a threshold on."
+    if metric != "false_alarm_rate" and not p.labels.any():
+        return "The test set has no defective images."
+    if metric not in {"pixel_AUROC", "PRO"}:
+        return "The test set has no good images."
+    return "The model gives no anomaly maps." if p.masks.any() else "The test set has no masks."
 
-    Args:
-        predictions: Raw predictions of a test set.
-        calibration: Thresholds in raw scores.
-        alarm_rate: The budget that was asked for.
-    """
+
+def notes(predictions: Predictions, calibration: Calibration, alarm_rate: float) -> list[str]:
+    """Say what a reader must know about the test set before trusting the figures; see :func:`compute_metrics`."""
     found = []
     bad = int((predictions.labels == 1).sum())
     if 0 < bad < _FEW:
@@ -89,13 +83,7 @@ def count_alarms(predictions: Predictions, calibration: Calibration) -> dict[str
 
 
 def keep(predictions: Predictions, paths: list[str], with_maps: bool) -> KeptPredictions:
-    """Make predictions small enough to keep.
-
-    Args:
-        predictions: Raw predictions.
-        paths: Files of the images.
-        with_maps: Keep the maps; these and masks have at most 128 pixels a side.
-    """
+    """Make predictions small enough to keep: maps, if wanted, and masks of at most 128 pixels a side."""
     height, width = predictions.masks.shape[-2:]
     size = min(height, _KEPT_SIDE), min(width, _KEPT_SIDE)
     maps = predictions.maps.float()

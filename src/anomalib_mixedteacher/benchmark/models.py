@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 from unittest import mock
@@ -14,7 +15,6 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 from anomalib.models import AnomalibModule, Patchcore, Stfpm, get_model, list_models
-from anomalib.models.components import TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
@@ -29,8 +29,7 @@ from anomalib_mixedteacher.plugin import MODELS, public
 
 HELD_OUT = 0.2  # share of the good training images kept for validation, as the official recipe has it
 
-# anomalib's models with a teacher that can be given weights; Patchcore's ResNet-18 in the place of anomalib's
-# wide_resnet50_2, so that both have the teacher of the others
+# anomalib's models with a teacher that can be given weights; Patchcore with the others' ResNet-18
 PEERS: dict[str, Callable[..., AnomalibModule]] = {
     "Stfpm": Stfpm,
     "Patchcore": partial(Patchcore, backbone="resnet18"),
@@ -39,9 +38,6 @@ PEERS: dict[str, Callable[..., AnomalibModule]] = {
 
 def build(cell: Cell) -> tuple[AnomalibModule, list[Callback]]:
     """Build a cell's model, whose teachers get their weights when training starts.
-
-    Args:
-        cell: What to train.
 
     Returns:
         The model, and the callbacks that its trainer needs.
@@ -62,44 +58,37 @@ def build(cell: Cell) -> tuple[AnomalibModule, list[Callback]]:
             pre_processor = AnomalibModule.configure_pre_processor(size)
             with _no_download():
                 return PEERS[name](pre_processor=pre_processor, **arguments), [_PeerTeacher(cell.teacher_weights)]
-        model = get_model(cell.class_path, **arguments)
+        model = get_model(cell.class_path, **arguments)  # with a teacher of its own, if any
     model.pre_processor = type(model).configure_pre_processor(size)
     return model, []
 
 
-def check(cell: Cell) -> None:
-    """Refuse a cell whose model or data set cannot be had, before anything is trained.
-
-    Args:
-        cell: What is to be trained.
+def check_model(cell: Cell) -> None:
+    """Refuse a cell whose model or map cannot be had, before anything is trained.
 
     Raises:
-        ConfigurationError: If there is no such model or data set, or it does not take its arguments.
+        ConfigurationError: If there is no such model, or it does not take its arguments.
+        CalibrationError: If the budget of false alarms is no share.
     """
-    name = short(cell.class_path)
-    if name not in (known := {*MODELS, *list_models("pascal")}):
+    name, known = short(cell.class_path), {*MODELS, *list_models("pascal")}
+    if name not in known:
         msg = f"There is no model {cell.class_path}: take one of {', '.join(sorted(known))}."
         raise ConfigurationError(msg)
-    if name in {*MODELS, *PEERS}:  # others may fetch weights when they are built
-        model, _ = build(cell)
-        if other := set(cell.map_args) - map_arguments(model):
-            of_map = ", ".join(sorted(map_arguments(model))) or "none that could be changed"
-            msg = f"{', '.join(sorted(other))} is no argument of {name}'s map alone, which has {of_map}: train it anew."
-            raise ConfigurationError(msg)
-    elif cell.map_args:
-        msg = f"{name} cannot have several maps: leave its maps out."
+    if name not in {*MODELS, *PEERS} and not cell.map_args:
+        return  # may fetch weights when it is built
+    of_map = map_arguments(build(replace(cell, map_args={}))[0])
+    if other := ", ".join(sorted(set(cell.map_args) - of_map)):
+        msg = f"{other} is no argument of {name}'s map alone, which has {', '.join(sorted(of_map)) or 'none'}: train "
+        msg += "it as a model of its own."
         raise ConfigurationError(msg)
-    build_data(cell)
+    build(cell)
 
 
 def map_arguments(model: AnomalibModule) -> set[str]:
     """Name the arguments of a model that its anomaly map has, and its loss has not."""
-    generator, loss = getattr(model.model, "anomaly_map_generator", None), getattr(model, "loss", None)
-    of_map, of_loss, of_model = (
-        set(inspect.signature(type(part)).parameters) if part is not None else set()
-        for part in (generator, loss, model)
-    )
-    return of_map & of_model - of_loss
+    parts = (model, getattr(model.model, "anomaly_map_generator", None), getattr(model, "loss", None))
+    of_model, of_map, of_loss = (set(inspect.signature(type(part)).parameters) if part else set() for part in parts)
+    return of_model & of_map - of_loss
 
 
 def needs_statistics(model: AnomalibModule) -> bool:
@@ -114,27 +103,19 @@ def build_data(cell: Cell) -> AnomalibDataModule:
     the good training images validates, unless the arguments name a ``val_split_mode`` or the data set has validation
     images of its own.
 
-    Args:
-        cell: What to train.
-
-    Returns:
-        The datamodule, not set up.
-
     Raises:
         ConfigurationError: If there is no such datamodule, or it does not take the arguments.
     """
     name = short(cell.data_class)
     kind = getattr(anomalib.data, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, AnomalibDataModule)):
-        msg = (
-            f"There is no data set or folder {name}: take a folder, or a datamodule that 'anomalib train --help' lists."
-        )
+        msg = f"There is no data set or folder {name}: give a folder, or a class that 'anomalib train --help' lists."
         raise ConfigurationError(msg)
     known = inspect.signature(kind).parameters
     if unknown := [key for key in cell.data_args if key not in known]:
         msg = f"{name} has no {', '.join(unknown)}: it takes {', '.join(known)}."
         raise ConfigurationError(msg)
-    # no processes for loading: a worker of dask may not have any, and anomalib's eight would take the training's cores
+    # no processes for loading: workers of a cluster may not have any, and anomalib's eight would take training's cores
     defaults: dict[str, Any] = {"seed": cell.seed, "train_batch_size": cell.batch, "num_workers": 0}
     if "val_split_mode" in known and ValSplitMode(known["val_split_mode"].default) != ValSplitMode.FROM_DIR:
         defaults |= {"val_split_mode": ValSplitMode.FROM_TRAIN.value, "val_split_ratio": HELD_OUT}
@@ -157,16 +138,13 @@ def _refusing_arguments(name: str) -> Iterator[None]:
 @contextmanager
 def _no_download() -> Iterator[None]:
     """Let anomalib's constructors build their backbones without fetching weights: Stfpm has no argument for that."""
-    with mock.patch.object(timm, "create_model", partial(_untrained, timm.create_model)):
+    create = timm.create_model
+    with mock.patch.object(timm, "create_model", lambda *args, **more: create(*args, **more | {"pretrained": False})):
         yield
 
 
-def _untrained(create: Callable[..., torch.nn.Module], *args: Any, **kwargs: Any) -> torch.nn.Module:
-    return create(*args, **{**kwargs, "pretrained": False})
-
-
 class _PeerTeacher(Callback):
-    """Gives a peer's frozen backbone this package's teacher weights when training starts."""
+    """Gives a peer's frozen backbone its weights when training starts."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -174,8 +152,7 @@ class _PeerTeacher(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AnomalibModule)
         batch = next(iter(cast("DataLoader", trainer.train_dataloader)))
-        transform = cast("PreProcessor", pl_module.pre_processor).transform
-        assert transform is not None
+        transform: Any = cast("PreProcessor", pl_module.pre_processor).transform
         load_peer_teacher(pl_module, self.source, transform(batch.image.to(pl_module.device)))
 
 
@@ -190,10 +167,7 @@ def load_peer_teacher(model: AnomalibModule, source: str, images: torch.Tensor) 
     Raises:
         WeightsError: If the weights cannot be found, read or matched.
     """
-    extractor = model.model.teacher_model if isinstance(model, Stfpm) else model.model.feature_extractor
-    if not isinstance(extractor, TimmFeatureExtractor) or not isinstance(extractor.backbone, str):
-        msg = f"{model.name} has no teacher that can be given weights: leave its backbone as it is."
-        raise ConfigurationError(msg)
+    extractor: Any = model.model.teacher_model if isinstance(model, Stfpm) else model.model.feature_extractor
     net = extractor.feature_extractor
     net.load_state_dict(load_teacher_weights(extractor.backbone, source, net))
     if source == "random":

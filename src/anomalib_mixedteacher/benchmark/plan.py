@@ -1,23 +1,6 @@
-"""What a benchmark compares, from a YAML file, the command line, or both; jsonargparse checks the values.
-
-.. code-block:: yaml
-
-    models:
-      - MixedTeacher
-      - class_path: MixedTeacher      # several maps judged from one training
-        label: MixedTeacher paper
-        init_args: {architecture: paper}
-        maps: {product: {fusion: product}, standardised: {fusion: standardized_sum}}
-    data:
-      - fabric                        # a folder of images, or of such folders
-      - class_path: SyntheticTextures
-        categories: [weave, grain]    # pooled as a mean
-    seeds: [0, 1, 2]
-    teacher_weights: packaged         # of all models with teachers, Stfpm and Patchcore included
-"""
+"""What a benchmark compares: models, data sets and seeds; configs/benchmark and docs/benchmark.md have examples."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +9,7 @@ import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from anomalib_mixedteacher.benchmark.folders import folder_sets
-from anomalib_mixedteacher.benchmark.result import Cell, Size
+from anomalib_mixedteacher.benchmark.result import Cell
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.plugin import MODELS
 
@@ -105,22 +88,16 @@ class DataEntry:
         Raises:
             DataError: If a folder is in none of the usual layouts.
         """
-        arguments = dict(self.init_args or {})
+        arguments, categories = dict(self.init_args or {}), self.categories
         if "root" in arguments:
             arguments["root"] = str(Path(root) / str(arguments["root"]))
+        sets: dict[str, dict[str, Any]] = {name: {"category": name} for name in categories or []} or {"": {}}
         if short(self.class_path) == "Folder":
-            if "normal_dir" not in arguments:
-                sets = folder_sets(Path(arguments.pop("root", root)), self.categories)
-            else:
-                folder = Path(arguments.pop("root", root))
-                sets = {name: {"root": str(folder / name)} for name in self.categories or [""]}
-            return {self._of(name): {"name": name or self.name, **args, **arguments} for name, args in sets.items()}
-        if self.categories is None:
-            return {self.name: arguments}
-        return {self._of(category): {**arguments, "category": category} for category in self.categories}
-
-    def _of(self, category: str) -> str:
-        return f"{self.name}/{category}" if category else self.name
+            folder = Path(arguments.pop("root", root))
+            own = {name: {"root": str(folder / name)} for name in categories or [""]}
+            found = own if "normal_dir" in arguments else folder_sets(folder, categories)
+            sets = {name: {"name": name or self.name} | args for name, args in found.items()}
+        return {f"{self.name}/{name}" if name else self.name: args | arguments for name, args in sets.items()}
 
 
 @dataclass(frozen=True)
@@ -150,61 +127,46 @@ class Plan:
     means: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what, entries in {"models": self.models, "data": self.data, "seeds": self.seeds}.items():
-            if not entries:
+        models, data = [name for model in self.models for name in model.judged()], [entry.name for entry in self.data]
+        for what, names in {"models": models, "data": data, "seeds": [str(seed) for seed in self.seeds]}.items():
+            if not names:
                 msg = f"The benchmark has no {what}: give at least one."
                 raise ConfigurationError(msg)
-        if max(self.seeds) > _LARGEST_SEED or len(set(self.seeds)) < len(self.seeds):
-            msg = f"The seeds are {self.seeds}: give each seed once, from 0 to {_LARGEST_SEED}."
+            if double := sorted({name for name in names if names.count(name) > 1}):
+                msg = f"The {what} name {', '.join(double)} more than once: give each once, and a label of its own."
+                raise ConfigurationError(msg)
+        if max(self.seeds) > _LARGEST_SEED:
+            msg = f"The seeds hold {max(self.seeds)}: give whole numbers from 0 to {_LARGEST_SEED}."
             raise ConfigurationError(msg)
-        if double := _double([name for model in self.models for name in model.judged()]):
-            msg = f"Several models are called {double}: give each a label of its own."
-            raise ConfigurationError(msg)
-        if double := _double([entry.name for entry in self.data]):
-            msg = f"Several data sets are called {double}: give each a label of its own."
-            raise ConfigurationError(msg)
-        labels = [entry.name for entry in self.data]
-        if unknown := [label for members in self.means.values() for label in members if label not in labels]:
-            msg = f"means names {', '.join(unknown)}, but the data sets are called {', '.join(labels)}: name these."
+        if unknown := [label for members in self.means.values() for label in members if label not in data]:
+            msg = f"means names {', '.join(unknown)}, but the data sets are called {', '.join(data)}: name these."
             raise ConfigurationError(msg)
 
     def cells(self) -> list[Cell]:
-        """List what is to be judged, all models of one data set and seed after another.
-
-        Raises:
-            ConfigurationError: If a category is named twice.
-            DataError: If a folder is in none of the usual layouts.
-        """
+        """List what is to be judged, all models of one data set and seed after another; see :meth:`DataEntry.sets`."""
         sets = [(entry, *one) for entry in self.data for one in entry.sets(self.root).items()]
         return [
-            self._cell(model, judged, entry, data, seed)
+            Cell(
+                model=label,
+                class_path=model.class_path,
+                init_args=model.init_args or {},
+                data=name,
+                data_class=entry.class_path,
+                data_args=data_args,
+                seed=seed,
+                teacher_weights=model.teacher_weights or self.teacher_weights,
+                image_size=model.image_size or entry.image_size or self.image_size,
+                max_epochs=model.max_epochs or (1 if short(model.class_path) in _ONE_PASS else self.max_epochs),
+                batch=model.batch or _BATCH.get(short(model.class_path), _OTHER_BATCH),
+                alarm_rate=self.alarm_rate,
+                map_args=map_args,
+                group=entry.name,
+            )
             for seed in self.seeds
-            for entry, *data in sets
+            for entry, name, data_args in sets
             for model in self.models
-            for judged in model.judged().items()
+            for label, map_args in model.judged().items()
         ]
-
-    def _cell(
-        self, model: ModelEntry, judged: tuple[str, dict[str, Any]], entry: DataEntry, data: Sequence[Any], seed: int
-    ) -> Cell:
-        kind, (label, map_args), (name, data_args) = short(model.class_path), judged, data
-        size: Size = model.image_size or entry.image_size or self.image_size
-        return Cell(
-            model=label,
-            class_path=model.class_path,
-            init_args=model.init_args or {},
-            data=name,
-            data_class=entry.class_path,
-            data_args=data_args,
-            seed=seed,
-            teacher_weights=model.teacher_weights or self.teacher_weights,
-            image_size=size,
-            max_epochs=model.max_epochs or (1 if kind in _ONE_PASS else self.max_epochs),
-            batch=model.batch or _BATCH.get(kind, _OTHER_BATCH),
-            alarm_rate=self.alarm_rate,
-            map_args=map_args,
-            group=entry.name,
-        )
 
     def to_yaml(self) -> str:
         """Write with every default; ``--config`` reads it."""
@@ -215,7 +177,3 @@ class Plan:
 def short(class_path: str) -> str:
     """Give the name of a class without its package."""
     return class_path.rpartition(".")[2]
-
-
-def _double(names: Sequence[str]) -> str:
-    return ", ".join(sorted({name for name in names if names.count(name) > 1}))

@@ -16,9 +16,7 @@ from anomalib_mixedteacher import __version__
 GOOD = "good"
 """Kind of the images without a defect."""
 
-Size = int | tuple[int, int]
-"""Side of square images, or height and width, in pixels."""
-
+Size = int | tuple[int, int]  # side of square images, or height and width, in pixels
 Points = list[tuple[float, float]]
 
 
@@ -63,12 +61,13 @@ class Cell:
     @property
     def training(self) -> str:
         """Everything but the map and its name, as text: cells with the same are judged from one training."""
-        return _text({key: value for key, value in asdict(self).items() if key not in {"model", "map_args"}})
+        return json.dumps(asdict(self) | {"model": None, "map_args": None}, sort_keys=True, default=str)
 
     @property
     def key(self) -> str:
         """Short SHA-256 of all values: another configuration has another key."""
-        return hashlib.sha256(_text(asdict(self)).encode()).hexdigest()[:10]
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:
@@ -81,10 +80,6 @@ class Cell:
         """Make it of what JSON gives back."""
         size = values["image_size"]
         return cls(**values | {"image_size": tuple(size) if isinstance(size, list) else size})
-
-
-def _text(values: dict[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -162,10 +157,8 @@ class KeptPredictions:
         paths: Files of the images, ``(N,)``.
         kinds: Name of each image's defect, ``"good"`` for none, ``(N,)``.
         scores: Raw image scores, ``(N,)``.
-        maps: Raw anomaly maps, ``(N, h, w)``, at most 128 pixels a side; in the file to half precision. ``(N, 0, 0)``
-            where none are kept, or the model gives none.
-        masks: Ground truth, ``(N, h, w)``, of the same size as the maps if there are any; all false where there is
-            none.
+        maps: Raw anomaly maps, ``(N, h, w)``, to half precision; ``(N, 0, 0)`` where there are none.
+        masks: Ground truth, ``(N, h, w)``, of the same size as the maps; all false where there is none.
     """
 
     paths: Sequence[str]
@@ -193,3 +186,12 @@ class KeptPredictions:
         with np.load(path) as file:
             paths, kinds = file["paths"].tolist(), file["kinds"].tolist()
             return cls(paths, kinds, file["scores"], file["maps"] * file["largest"], file["masks"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training gave: a result for each of its cells, or the reason why there is none."""
+
+    results: Sequence[tuple[Result, KeptPredictions]] = ()
+    message: str = ""
+    traceback: str = ""

@@ -1,4 +1,4 @@
-"""The folder of a benchmark: one folder for each finished cell, one file for each failed one, and the summary.
+"""The folder of a benchmark.
 
 ::
 
@@ -6,16 +6,13 @@
     RUN/cells.json                     its cells by name, in order, and the means to take
     RUN/cells/<name>/result.json       a finished cell: see :class:`~.result.Result`
     RUN/cells/<name>/predictions.npz   its raw scores, and maps, of the test images
-    RUN/failures/<name>.json           a failed cell: the cell, and its error in a sentence
-    RUN/logs/<name>.txt                the traceback of a failed cell
+    RUN/failures/<name>.json           a failed cell: its error in a sentence, and the traceback
     RUN/speed.json                     latency of the exports, by cell: written by benchmarks/speed.py, if at all
     RUN/table.csv, table.md            the summary
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,18 +43,12 @@ class RunFolder:
         """The file with latencies, by cell; not there where nobody measured them."""
         return self.path / "speed.json"
 
-    @property
-    def means(self) -> dict[str, list[str]]:
-        """Names of the data sets that a mean is over, by the mean's name."""
-        means: dict[str, list[str]] = self._index()["means"]
-        return means
-
     def log(self, cell: Cell) -> Path:
-        """Give the file with the traceback of a failed cell."""
-        return self.path / "logs" / f"{cell.name}.txt"
+        """Give the file of a failed cell, with its traceback."""
+        return self.path / "failures" / f"{cell.name}.json"
 
     def cell(self, cell: Cell) -> Path:
-        """Give the folder of a cell, which exists only if it is finished."""
+        """Give the folder of a cell."""
         return self.path / "cells" / cell.name
 
     def is_finished(self, cell: Cell) -> bool:
@@ -78,27 +69,15 @@ class RunFolder:
         self.write(self.path / "cells.json", values)
 
     def results(self) -> list[Result]:
-        """Read the results of the finished cells, in the benchmark's order.
-
-        Raises:
-            ConfigurationError: If the folder is no benchmark's.
-        """
+        """Read the results of the finished cells, in the benchmark's order; see :meth:`index`."""
         return [self.result(cell) for cell in self._cells().values() if self.is_finished(cell)]
 
     def failures(self) -> list[Failure]:
-        """Read the failed cells, in the benchmark's order.
-
-        Raises:
-            ConfigurationError: If the folder is no benchmark's.
-        """
+        """Read the failed cells, in the benchmark's order; see :meth:`index`."""
         return [Failure(cell, message) for cell in self._cells().values() if (message := self.failed(cell)) is not None]
 
     def unfinished(self) -> dict[str, Cell]:
-        """Give the cells that have neither finished nor failed, by name, in the benchmark's order.
-
-        Raises:
-            ConfigurationError: If the folder is no benchmark's.
-        """
+        """Give the cells that have neither finished nor failed, by name, in order; see :meth:`index`."""
         cells = self._cells().items()
         return {name: cell for name, cell in cells if not self.is_finished(cell) and self.failed(cell) is None}
 
@@ -107,10 +86,12 @@ class RunFolder:
         values: Speed = json.loads(self.speed.read_text(encoding="utf-8")) if self.speed.exists() else {}
         return values
 
-    def _cells(self) -> dict[str, Cell]:
-        return {name: Cell.from_values(values) for name, values in self._index()["cells"].items()}
+    def index(self) -> dict[str, Any]:
+        """Read what :meth:`set_cells` wrote.
 
-    def _index(self) -> dict[str, Any]:
+        Raises:
+            ConfigurationError: If the folder is no benchmark's.
+        """
         path = self.path / "cells.json"
         if not path.exists():
             msg = f"{self.path} is not the folder of a benchmark: give the --output of 'mixedteacher benchmark'."
@@ -118,46 +99,24 @@ class RunFolder:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return values
 
-    @contextmanager
-    def finish(self, cell: Cell) -> Iterator[Path]:
-        """Give a folder to write a cell into, which takes its place when all is written.
-
-        Yields:
-            The folder aside. After an exception it is removed.
-        """
-        place = self.cell(cell)
-        unfinished = place.with_name(f".{place.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
-            yield unfinished
-            shutil.rmtree(place, ignore_errors=True)
-            unfinished.rename(place)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-    def clear(self, cell: Cell) -> None:
-        """Forget that a cell failed."""
-        self._failure(cell).unlink(missing_ok=True)
+    def _cells(self) -> dict[str, Cell]:
+        return {name: Cell.from_values(values) for name, values in self.index()["cells"].items()}
 
     def save(self, result: Result, predictions: KeptPredictions) -> None:
-        """Keep what a cell gave."""
-        with self.finish(result.cell) as place:
-            predictions.save(place / "predictions.npz")
-            (place / "result.json").write_text(result.to_json(), encoding="utf-8")
+        """Keep what a cell gave; it is finished with its result's file, which is written last."""
+        place = self.cell(result.cell)
+        place.mkdir(parents=True, exist_ok=True)
+        predictions.save(place / "predictions.npz")
+        self.write(place / "result.json", result.to_json())
 
     def fail(self, cell: Cell, message: str, traceback: str = "") -> None:
         """Note that a cell failed, and why."""
-        self.write(self._failure(cell), {"cell": asdict(cell), "message": message})
-        self.write(self.log(cell), traceback)
+        self.write(self.log(cell), {"cell": asdict(cell), "message": message, "traceback": traceback})
 
     def failed(self, cell: Cell) -> str | None:
         """Give the sentence of a failed cell; ``None`` for any other."""
-        path = self._failure(cell)
+        path = self.log(cell)
         return json.loads(path.read_text(encoding="utf-8"))["message"] if path.exists() else None
-
-    def _failure(self, cell: Cell) -> Path:
-        return self.path / "failures" / f"{cell.name}.json"
 
     def write(self, path: Path, content: str | dict[str, Any]) -> None:
         """Write a text, or values as JSON, to a file that appears when it is whole."""

@@ -7,14 +7,15 @@ is tried again on another.
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from anomalib_mixedteacher.benchmark.result import Cell
+from anomalib_mixedteacher.benchmark.result import Cell, Outcome
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
-from anomalib_mixedteacher.benchmark.training import Outcome, run_training
 from anomalib_mixedteacher.errors import ConfigurationError
 
 try:
@@ -47,42 +48,44 @@ def run_cells(folder: RunFolder, cells: Sequence[Cell], options: "Options") -> N
     Raises:
         ConfigurationError: If the scheduler does not answer, or its workers train several models in one process.
     """
-    waiting: list[list[Cell]] = list(_trainings([cell for cell in cells if not folder.is_finished(cell)]).values())
-    if finished := len(cells) - sum(map(len, waiting)):
-        print(f"{finished} of {len(cells)} results are there already and are not computed again.", flush=True)
-    if not waiting:
+    trainings: dict[str, list[Cell]] = {}
+    taken: dict[str, list[float]] = {}  # seconds of each model's trainings
+    for cell in cells:
+        if folder.is_finished(cell):
+            taken.setdefault(cell.class_path, []).append(folder.result(cell).costs["wall_seconds"])
+        else:
+            trainings.setdefault(cell.training, []).append(cell)
+    if taken:
+        print(f"{sum(map(len, taken.values()))} of {len(cells)} results are there already.", flush=True)
+    if not trainings:
         return
-    running: dict[distributed.Future, tuple[list[Cell], float]] = {}
-    count = len(waiting)
-    with _client(options, count) as client:
+    waiting, running = list(trainings.values()), dict[distributed.Future, tuple[list[Cell], float]]()
+    with _client(options, len(waiting)) as client:
         while waiting or running:
             workers = max(1, len(client.nthreads()))
             while waiting and len(running) < workers:
                 training = waiting.pop(0)
                 for cell in training:
-                    folder.clear(cell)
-                with_maps = options.keep_maps and training[0].seed == cells[0].seed
-                arguments = (training, str(Path.cwd()), with_maps)
+                    folder.log(cell).unlink(missing_ok=True)
+                arguments = training, str(Path.cwd()), options.keep_maps and training[0].seed == cells[0].seed
                 future = client.submit(_run, *arguments, key=training[0].name, pure=False)
                 running[future] = training, time.monotonic()
             with suppress(distributed.TimeoutError):  # then more workers may have come
                 distributed.wait(list(running), timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
             for future in [future for future in running if future.done()]:
                 training, since = running.pop(future)
-                told = _keep(folder, training, _outcome(future))
-                seconds = [_expected(folder, cells, cell) for cell, *_ in waiting]
-                seconds += [_expected(folder, cells, cell) - time.monotonic() + s for (cell, *_), s in running.values()]
-                left = f", about {max(1, round(sum(seconds) / workers / 60))} min left" if seconds else ""
-                number = count - len(waiting) - len(running)
-                print(f"[{number}/{count}] {told}, {time.monotonic() - since:.0f} s{left}", flush=True)
+                told, now = _keep(folder, training, _outcome(future)), time.monotonic()
+                taken.setdefault(training[0].class_path, []).append(now - since)
+                left = sum(_expected(cell, taken) for cell, *_ in waiting)
+                left += sum(max(0, _expected(cell, taken) - now + begin) for (cell, *_), begin in running.values())
+                number, more = len(trainings) - len(waiting) - len(running), bool(waiting or running)
+                rest = f", about {max(1, round(left / workers / 60))} min left" if more else ""
+                print(f"[{number}/{len(trainings)}] {told}, {now - since:.0f} s{rest}", flush=True)
 
 
-def _trainings(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """Put together the cells that are judged from one training."""
-    trainings: dict[str, list[Cell]] = {}
-    for cell in cells:
-        trainings.setdefault(cell.training, []).append(cell)
-    return trainings
+def _expected(cell: Cell, taken: Mapping[str, Sequence[float]]) -> float:
+    """Give the mean seconds of a model so far, or of all models for one that was not trained yet."""
+    return mean(taken.get(cell.class_path) or [seconds for every in taken.values() for seconds in every])
 
 
 @contextmanager
@@ -117,8 +120,18 @@ def _client(options: "Options", trainings: int) -> Iterator[distributed.Client]:
 
 
 def _run(training: Sequence[Cell], directory: str, with_maps: bool) -> Outcome:
+    """Train on a worker, in the directory where relative paths start."""
+    os.chdir(directory)
     name = distributed.get_worker().name  # a number, on this machine
-    return run_training(training, directory, with_maps, name if isinstance(name, int) else 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)  # a page for each training
+        try:
+            from anomalib_mixedteacher.benchmark.training import run_training
+
+            return run_training(training, with_maps, name if isinstance(name, int) else 0)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _outcome(future: distributed.Future) -> Outcome:
@@ -127,8 +140,7 @@ def _outcome(future: distributed.Future) -> Outcome:
         return outcome
     error: Any = future.exception() if future.status == "error" else future.status
     if isinstance(error, distributed.KilledWorker):
-        message = "Its process was killed twice, most likely for want of memory: take a smaller image_size or batch."
-        return Outcome(message=message)
+        return Outcome(message="Its process was killed twice, for want of memory most likely: take a smaller batch.")
     return Outcome(message=f"It was lost by dask ({' '.join(str(error).split())}): run the benchmark again.")
 
 
@@ -145,11 +157,3 @@ def _keep(folder: RunFolder, training: Sequence[Cell], outcome: Outcome) -> str:
         auroc = result.metrics.get("image_AUROC")
         figures.append(f"{result.cell.model}: " + ("no image AUROC" if auroc is None else f"image AUROC {auroc:.3f}"))
     return f"{head}, {'; '.join(figures)}"
-
-
-def _expected(folder: RunFolder, cells: Sequence[Cell], training: Cell) -> float:
-    """Give the mean seconds of a model so far, or of all models for one that was not trained yet."""
-    results = [folder.result(cell) for cell in cells if folder.is_finished(cell)]
-    same = [result for result in results if result.cell.class_path == training.class_path]
-    seconds = [result.costs["wall_seconds"] for result in same or results]
-    return sum(seconds) / len(seconds) if seconds else 0.0

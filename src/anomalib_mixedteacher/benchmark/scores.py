@@ -23,8 +23,6 @@ from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
 
 PRO_LIMIT = 0.3  # share of false positive pixels up to which the region overlap is integrated; anomalib's and MVTec's
-IMAGE_METRICS = ("image_AUROC", "image_AP")
-PIXEL_METRICS = ("pixel_AUROC", "PRO")
 
 
 @dataclass
@@ -45,23 +43,6 @@ class Predictions:
     masks: torch.Tensor
     kinds: list[str]
 
-    @property
-    def lacking(self) -> dict[str, str]:
-        """A sentence for each of the metrics that cannot be computed."""
-        good, bad = bool((self.labels == 0).any()), bool((self.labels == 1).any())
-        image = "" if good and bad else f"The test set has no {'defective' if good else 'good'} images."
-        pixel = (
-            "The test set has no defective images."
-            if not bad
-            else "The test set has no masks."
-            if not self.masks.any()
-            else ""
-            if self.maps.numel()
-            else "The model gives no anomaly maps."
-        )
-        reasons = dict.fromkeys(IMAGE_METRICS, image) | dict.fromkeys(PIXEL_METRICS, pixel)
-        return {name: reason for name, reason in reasons.items() if reason}
-
 
 def image_kinds(samples: pd.DataFrame) -> list[str]:
     """Name the defects of a data set's images.
@@ -73,15 +54,10 @@ def image_kinds(samples: pd.DataFrame) -> list[str]:
         ``"good"`` for each image without a defect; else its label, or its folder's name where a Folder labels alike
         what lies in several folders.
     """
-    rows = zip(samples.label, samples.label_index, samples.image_path, strict=True)
-    return [
-        GOOD
-        if index == 0
-        else Path(path).parent.name
-        if label == DirType.ABNORMAL
-        else str(getattr(label, "value", label))
-        for label, index, path in rows
-    ]
+    kinds = [str(getattr(label, "value", label)) for label in samples.label]
+    folders = [Path(path).parent.name for path in samples.image_path]
+    kinds = [folder if kind == DirType.ABNORMAL.value else kind for kind, folder in zip(kinds, folders, strict=True)]
+    return [GOOD if index == 0 else kind for kind, index in zip(kinds, samples.label_index, strict=True)]
 
 
 @torch.no_grad()
@@ -101,20 +77,14 @@ def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Prediction
     for batch in datamodule.test_dataloader():
         mask = torch.zeros_like(batch.image[:, 0], dtype=torch.bool) if batch.gt_mask is None else batch.gt_mask
         images, mask = (batch.image, mask) if transform is None else transform(batch.image, Mask(mask))
-        prediction = model.model(images.to(model.device))
+        prediction: Any = model.model(images.to(model.device))
         scores.append(prediction.pred_score.flatten().cpu())
-        maps.append(_maps_of(prediction).cpu())
+        found = torch.empty(len(mask), 0, 0) if prediction.anomaly_map is None else prediction.anomaly_map.cpu()
+        maps.append(found.reshape(len(mask), *found.shape[-2:]))
         labels.append(batch.gt_label.int())
         masks.append(mask.reshape(len(mask), *mask.shape[-2:]).int())
     kinds = image_kinds(datamodule.test_data.samples)
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
-
-
-def _maps_of(prediction: Any) -> torch.Tensor:
-    if prediction.anomaly_map is None:
-        return torch.empty(prediction.pred_score.numel(), 0, 0)
-    maps: torch.Tensor = prediction.anomaly_map
-    return maps.reshape(len(maps), *maps.shape[-2:])
 
 
 def summarize(predictions: Predictions) -> dict[str, float]:
@@ -127,11 +97,11 @@ def summarize(predictions: Predictions) -> dict[str, float]:
         ``image_AUROC``, ``image_AP`` and ``pixel_AUROC``, each in ``[0, 1]``, but for those that cannot be had.
     """
     p, summary = predictions, {}
-    if "image_AUROC" not in p.lacking:
+    if set(p.labels.tolist()) == {0, 1}:
         scores = to_unit_range(p.scores)
         summary["image_AUROC"] = binary_auroc(scores, p.labels).item()
         summary["image_AP"] = binary_average_precision(scores, p.labels).item()
-    if "pixel_AUROC" not in p.lacking:
+    if p.masks.any() and p.maps.numel():
         summary["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
     return summary
 
