@@ -82,10 +82,7 @@ def run(plan: Plan, options: Options) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Plan, Options]:
-    """Read a plan from a file, the command line, or both, whose values go first.
-
-    Args:
-        arguments: The command line; a first argument that is no option is the plan's file.
+    """Read a plan from a file, named first or by ``--config``, and from the command line, whose values go first.
 
     Raises:
         ConfigurationError: If there is a value that a benchmark cannot have.
@@ -139,5 +136,5 @@ def _sentence(error: ArgumentError, where: str, known: Sequence[Any]) -> str:
     if match := re.match(r"Option '([\w.]+)' is not accepted", text):
         return f"{where} has no {match[1]}: it takes {', '.join(types)}."
     if match := re.match(r"Option '(\w+)' is required", text):
-        return f"{where} needs {match[1]}: see 'mixedteacher benchmark --help'."
+        return f"{where} needs {match[1]}: give it."
     return f"{where}: {text.rstrip('.')}."

@@ -37,10 +37,7 @@ PEERS: dict[str, Callable[..., AnomalibModule]] = {
 
 
 def build(cell: Cell) -> tuple[AnomalibModule, list[Callback]]:
-    """Build a cell's model, whose teachers get their weights when training starts.
-
-    Returns:
-        The model, and the callbacks that its trainer needs.
+    """Build a cell's model, whose teachers get their weights in training, and the callbacks that its trainer needs.
 
     Raises:
         ConfigurationError: If there is no such model, or it does not take its arguments.

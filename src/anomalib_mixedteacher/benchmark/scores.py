@@ -62,15 +62,7 @@ def image_kinds(samples: pd.DataFrame) -> list[str]:
 
 @torch.no_grad()
 def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Predictions:
-    """Predict a datamodule's test set. Images without masks count as good everywhere.
-
-    Args:
-        model: A trained model.
-        datamodule: A datamodule that was set up.
-
-    Returns:
-        The raw predictions.
-    """
+    """Predict the test set of a datamodule that was set up. Images without masks count as good everywhere."""
     model.eval()
     transform = model.pre_processor.transform if isinstance(model.pre_processor, PreProcessor) else None
     scores, maps, labels, masks = [], [], [], []

@@ -8,9 +8,7 @@ import pandas as pd
 from anomalib_mixedteacher.benchmark.result import Failure, Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder, Speed
 
-REFERENCE = "Stfpm"
-"""The model that the others' latency is compared with."""
-
+REFERENCE = "Stfpm"  # the model that the others' latency is compared with
 Average = tuple[float, float | None]
 _DESCRIBED = ("model", "data", "group", "seed", "teacher_weights", "image_size", "max_epochs", "version")
 
@@ -131,10 +129,7 @@ def _remarks(tables: Mapping[str, Sequence[Result]], failures: Sequence[Failure]
             if 0 < len(lacking) < len(sets):
                 remarks.append(f"{title}, {head}: leaves out {', '.join(lacking)}, where no model has it.")
     for result in {result.cell.name: result for cells in tables.values() for result in cells}.values():
-        about = {reason: metric for metric, reason in result.missing.items()} | dict.fromkeys(
-            result.notes, result.cell.model
-        )
-        for text, whose in about.items():
+        for whose, text in [*result.missing.items(), *((result.cell.model, note) for note in result.notes)]:
             said.setdefault((result.cell.data, text), []).append(whose)
     remarks += [f"{data} ({', '.join(dict.fromkeys(about))}): {text}" for (data, text), about in said.items()]
     return remarks + [f"{f.cell.model} on {f.cell.data}, seed {f.cell.seed}, failed: {f.message}" for f in failures]
