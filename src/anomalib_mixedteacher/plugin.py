@@ -18,6 +18,7 @@ MODELS = {
 }
 COMPONENTS = {"NormalCalibratedPostProcessor": "calibration.post_processor"}
 DATAMODULES = {
+    "Elpv": "data.elpv",
     "MagneticTile": "data.magnetic_tile",
     "OneClass": "data.one_class",
     "SyntheticTextures": "data.synthetic_textures",
