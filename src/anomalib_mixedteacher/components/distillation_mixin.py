@@ -20,10 +20,19 @@ from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_cache import FeatureCache
 from anomalib_mixedteacher.components.pre_processing import default_pre_processor
-from anomalib_mixedteacher.components.training_data import check_training_images, is_deterministic, sample_batches
+from anomalib_mixedteacher.components.training_data import (
+    check_masks,
+    check_training_images,
+    is_deterministic,
+    sample_batches,
+)
 from anomalib_mixedteacher.components.weights import fingerprint
+from anomalib_mixedteacher.decoding import check_bits
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.mixin import LeanExport
+from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor
+from anomalib_mixedteacher.post_processing.restore import restore_post_processor
+from anomalib_mixedteacher.visualization import ImageVisualizer
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +76,14 @@ class DistillationMixin(LeanExport, _Base):
         """Apply the model's number of epochs, and lay the students out for the processor.
 
         Raises:
+            DataError: If a mask has not the shape of its image.
             ConfigurationError: If the trainer's precision is a pure one: features differ by less than half precision's rounding.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
             raise ConfigurationError(msg)
+        data = "test_data" if stage == "test" else "val_data"
+        check_masks(getattr(getattr(self.trainer, "datamodule", None), data, None))
         if stage != "fit":
             return
         if self.trainer.max_epochs == _NO_EPOCHS_GIVEN and self.max_epochs != _NO_EPOCHS_GIVEN:
@@ -164,6 +176,15 @@ class DistillationMixin(LeanExport, _Base):
         """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
         return default_pre_processor(image_size or (256, 256))
 
+    def configure_post_processor(self) -> F1PostProcessor:
+        """Configure thresholds of the best F1 on labelled validation images."""
+        return F1PostProcessor()
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """Configure result pictures of the images as they were read."""
+        return ImageVisualizer()
+
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """No validation before the teachers are loaded."""
@@ -195,6 +216,7 @@ class DistillationMixin(LeanExport, _Base):
         Raises:
             ConfigurationError: If the checkpoint is another model's, or its networks have other arguments.
         """
+        restore_post_processor(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         record = checkpoint.get("anomalib_mixedteacher", {})
         if record.get("model") != self.name:
@@ -207,6 +229,7 @@ class DistillationMixin(LeanExport, _Base):
             raise ConfigurationError(msg)
         self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
         self.training_data = record["training_data"]
+        check_bits(self.training_data)
         if (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
             datamodule.setup(self.trainer.state.fn)
 
