@@ -16,6 +16,7 @@ MODELS = {
 }
 COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing.post_processor"}
 DATAMODULES = {
+    "Elpv": "data.elpv",
     "MagneticTile": "data.magnetic_tile",
     "OneClass": "data.one_class",
     "SyntheticTextures": "data.synthetic_textures",

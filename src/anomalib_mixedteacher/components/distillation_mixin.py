@@ -9,6 +9,7 @@ import torch
 from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
@@ -93,7 +94,20 @@ class DistillationMixin(LeanExport, _Base):
             self.model.students.to(memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:
-        """Check the training images, and load the teachers unless a checkpoint brought them."""
+        """Check schedule and training images, and load the teachers unless a checkpoint brought them.
+
+        Raises:
+            ConfigurationError: If a checkpoint to go on from was to be trained for another number of steps.
+            DataError: If there are too few training images, or one cannot be used.
+            WeightsError: If the teachers' weights cannot be had.
+        """
+        schedule, steps = self.lr_schedulers(), self.trainer.estimated_stepping_batches
+        if isinstance(schedule, OneCycleLR) and schedule.total_steps != steps:
+            msg = (
+                f"The checkpoint's schedule has {schedule.total_steps} steps, this run {steps}: resume with the same "
+                "number of epochs, images and batch size, or train anew."
+            )
+            raise ConfigurationError(msg)
         dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         self.training_data = check_training_images(dataset)
         self.model.students.train()
@@ -176,8 +190,8 @@ class DistillationMixin(LeanExport, _Base):
         """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
         return default_pre_processor(image_size or (256, 256))
 
-    def configure_post_processor(self) -> F1PostProcessor:
-        """Configure thresholds of the best F1 on labelled validation images."""
+    def configure_post_processor(self) -> PostProcessor:
+        """Configure thresholds by the best F1 on labelled validation images."""
         return F1PostProcessor()
 
     @classmethod

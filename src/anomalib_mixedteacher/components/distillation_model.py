@@ -8,8 +8,8 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError
+from mixedteacher_edge.decoding import MIN_SIDE
 
 Features = list[torch.Tensor]
 """Feature maps of shape ``(B, C_i, H_i, W_i)``, the first teacher's first; a student's have the shapes of its teacher's."""

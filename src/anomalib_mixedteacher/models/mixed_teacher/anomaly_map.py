@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
-from anomalib_mixedteacher.components.upsampling import bilinear_upsample
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 
 Fusion = Literal["standardized_sum", "product"]
@@ -103,7 +103,7 @@ class AnomalyMapGenerator(nn.Module):
             return resnet * (scope * F.normalize(efficientnet, dim=-2))
         # resized before the logarithm, as the distances are: after it, steep borders would not cancel
         size = (maps.shape[-2], maps.shape[-1])
-        mean, std = (bilinear_upsample(good[None], size)[0] for good in (self.good_mean, self.good_std))
+        mean, std = (bilinear_resize(good[None], size)[0] for good in (self.good_mean, self.good_std))
         log_mean, log_std = _log_normal(mean, std)
         return ((_log(maps) - log_mean) / log_std).clamp(min=0).mean(dim=1, keepdim=True)
 
@@ -146,7 +146,7 @@ def distance_maps(teacher: Features, student: Features, size: tuple[int, int]) -
         Maps of shape ``(B, L, *size)``, non-negative.
     """
     pairs = zip(teacher, student, strict=True)
-    return torch.cat([bilinear_upsample(normalized_distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
+    return torch.cat([bilinear_resize(normalized_distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
 
 
 def _log(distances: torch.Tensor) -> torch.Tensor:
