@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from anomalib_mixedteacher.benchmark.gradient_cost import (
     FROZEN_LOOP,
     GRADIENT_LOOP,
@@ -12,6 +9,9 @@ from anomalib_mixedteacher.benchmark.gradient_cost import (
     maps_as_official,
     ratios,
 )
+from torch import nn
+from torch.nn import functional as F
+
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mkd import feed_forward, gradient, smooth_grad
 from anomalib_mixedteacher.models.mkd.smooth_grad import SmoothGrad
