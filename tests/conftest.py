@@ -1,18 +1,36 @@
-"""Fixtures shared by all tests: tiny images, a tiny data set, a model with ready teachers."""
+"""Fixtures shared by all tests: tiny images, ready teachers, and one training and one export of each model.
 
+Those of session scope are made once for each process of pytest-xdist, on first use.
+"""
+
+import functools
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+if TYPE_CHECKING:
+    from anomalib.data import Folder
+    from anomalib.engine import Engine
+    from anomalib.models import AnomalibModule
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZE = 64
+TEACHERS = {
+    "resnet18": ("layer1", "layer2", "layer3"),
+    "efficientnet_b0": ("blocks.4", "blocks.6"),
+    "tf_efficientnet_lite0": ("blocks.4", "blocks.6"),
+    "vgg16": ("features.30",),
+}
+EPOCHS = {"MixedTeacher": 10, "Msfd": 10, "Mkd": 20}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,9 +69,17 @@ def texture(rng: np.random.Generator, size: int = SIZE, defect: bool = False) ->
     return np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Four normalised images, (4, 3, 64, 64); the last one has a defect."""
+    rng = np.random.default_rng(1)
+    stack = np.stack([texture(rng, defect=index == 3) for index in range(4)])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny PNGs: good (8), good_test (6), bad (6) with masks of the bad ones."""
+    """A folder of tiny PNGs of 96 pixels: good (8), good_test (6), bad (6) with masks of the bad ones."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for kind, count in (("good", 8), ("good_test", 6), ("bad", 6)):
@@ -68,33 +94,43 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def datamodule(image_folder: Path):
-    """anomalib's own Folder datamodule over the tiny folder."""
+@pytest.fixture(scope="session")
+def make_data(image_folder: Path) -> Callable[..., "Folder"]:
+    """Build anomalib's own Folder datamodule over the tiny folder."""
     from anomalib.data import Folder
 
-    return Folder(
-        name="tiny",
-        root=image_folder,
-        normal_dir="good",
-        normal_test_dir="good_test",
-        abnormal_dir="bad",
-        mask_dir="mask",
-        train_batch_size=4,
-        eval_batch_size=4,
-        num_workers=0,
-        seed=0,
-    )
+    def make(**arguments: Any) -> Folder:
+        usual = {"normal_test_dir": "good_test", "abnormal_dir": "bad", "mask_dir": "mask"}
+        batches = {"train_batch_size": 4, "eval_batch_size": 4, "num_workers": 0, "seed": 0}
+        return Folder(**{"name": "tiny", "root": image_folder, "normal_dir": "good", **usual, **batches, **arguments})
+
+    return make
 
 
 @pytest.fixture
-def engine(tmp_path: Path):
-    """anomalib's Engine for three epochs on the CPU."""
+def datamodule(make_data: Callable[..., "Folder"]) -> "Folder":
+    """anomalib's own Folder datamodule over the tiny folder."""
+    return make_data()
+
+
+def quiet_engine(root: Path, **arguments: Any) -> "Engine":
+    """anomalib's Engine on the CPU, without a progress bar."""
     from anomalib.engine import Engine
 
-    return Engine(
-        max_epochs=3, default_root_dir=tmp_path / "results", accelerator="cpu", enable_progress_bar=False, logger=False
-    )
+    usual = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Engine(**{"default_root_dir": root, **usual, **arguments})
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path) -> Callable[..., "Engine"]:
+    """Build anomalib's Engine on the CPU."""
+    return functools.partial(quiet_engine, tmp_path / "results")
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., "Engine"]) -> "Engine":
+    """anomalib's Engine for three epochs on the CPU."""
+    return make_engine(max_epochs=3)
 
 
 @pytest.fixture(scope="session")
@@ -116,36 +152,65 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         contrast, brightness = torch.rand(1, generator=generator), torch.randn(1, 3, 1, 1, generator=generator)
         images.append((0.2 + contrast) * scaled.expand(-1, 3, -1, -1) + brightness)
     folder = tmp_path_factory.mktemp("teachers")
-    for backbone, stages in (("resnet18", (1, 2, 3, 4)), ("efficientnet_b0", (3, 4))):
-        teacher = Teacher(backbone, stages)
+    for backbone, layers in TEACHERS.items():
+        teacher = Teacher(backbone, layers)
         teacher.load("random")
         teacher.set_normalization_statistics(torch.cat(images))
-        save_file(teacher.extractor.net.state_dict(), folder / f"{backbone}.safetensors")
+        save_file(teacher.state_dict(), folder / f"{backbone}.safetensors")
     return folder
 
 
 @pytest.fixture(scope="session")
-def build_model(teacher_folder: Path):
-    """Build a MixedTeacher at 64 pixels, not trained."""
-    from anomalib_mixedteacher import MixedTeacher
+def build_model(teacher_folder: Path) -> Callable[..., "AnomalibModule"]:
+    """Build a model for 64 pixels, not trained; the default MixedTeacher with the packaged teachers."""
+    from anomalib_mixedteacher import plugin
 
-    def build(**arguments):
+    def build(name: str = "MixedTeacher", **arguments: Any) -> "AnomalibModule":
         torch.manual_seed(0)
-        arguments = {"pre_processor": MixedTeacher.configure_pre_processor((SIZE, SIZE)), **arguments}
-        return MixedTeacher(**{"teacher_weights": str(teacher_folder), **arguments})
+        packaged = name == "MixedTeacher" and not {"architecture", "resnet_layers", "efficientnet"} & arguments.keys()
+        weights = "packaged" if packaged else str(teacher_folder)
+        return plugin.public(name)(**{"teacher_weights": weights, "image_size": (SIZE, SIZE), **arguments})
 
     return build
 
 
 @pytest.fixture
-def tiny_model(build_model):
-    """A MixedTeacher at 64 pixels, not trained."""
+def tiny_model(build_model: Callable[..., "AnomalibModule"]) -> "AnomalibModule":
+    """A MixedTeacher for 64 pixels, not trained."""
     return build_model()
 
 
-@pytest.fixture
-def images() -> torch.Tensor:
-    """Four normalised images, (4, 3, 64, 64)."""
-    rng = np.random.default_rng(1)
-    stack = np.stack([texture(rng, defect=index == 3) for index in range(4)])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
+@dataclass(frozen=True)
+class Trained:
+    """A trained model. It is shared: a test that changes one loads its own from the checkpoint."""
+
+    model: "AnomalibModule"
+    engine: "Engine"
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def trained(build_model, make_data, tmp_path_factory) -> Callable[..., Trained]:
+    """Train a model on the tiny folder, once for the same name and arguments."""
+
+    @functools.cache
+    def train(name: str = "MixedTeacher", **arguments: Any) -> Trained:
+        model = build_model(name, **arguments)
+        engine = quiet_engine(tmp_path_factory.mktemp(name), max_epochs=EPOCHS[name])
+        engine.fit(model=model, datamodule=make_data())
+        return Trained(model.eval(), engine, Path(engine.best_model_path))
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory) -> Callable[..., Path]:
+    """Export a trained model to OpenVINO, once for the same name and arguments; gives the ``.xml`` file."""
+
+    @functools.cache
+    def export(name: str = "MixedTeacher", **arguments: Any) -> Path:
+        checkpoint = trained(name, **arguments).checkpoint
+        model = type(trained(name, **arguments).model).load_from_checkpoint(checkpoint)
+        return model.to_openvino(tmp_path_factory.mktemp(f"{name}-exported"))
+
+    return export

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.4.2"
 
 if TYPE_CHECKING:
-    from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
-    from anomalib_mixedteacher.data import MagneticTile, OneClass, SyntheticTextures
+    from anomalib_mixedteacher.data import Elpv, MagneticTile, OneClass, SyntheticTextures
     from anomalib_mixedteacher.models import MixedTeacher, Mkd, Msfd
+    from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
 
 __all__ = [
+    "Elpv",
     "MagneticTile",
     "MixedTeacher",
     "Mkd",

@@ -6,17 +6,27 @@ The package's own command prints the message alone; library users can catch the 
 import re
 import traceback
 
+from mixedteacher_edge.errors import (
+    CalibrationError,
+    ConfigurationError,
+    DataError,
+    ExportedModelError,
+    MixedTeacherError,
+)
 
-class MixedTeacherError(Exception):
-    """Base of every error that this package raises on purpose."""
-
-
-class ConfigurationError(MixedTeacherError, ValueError):
-    """An argument has a value the model cannot work with."""
-
-
-class DataError(MixedTeacherError, ValueError):
-    """A folder, an image or a mask is not what the data set needs."""
+__all__ = [
+    "CacheError",
+    "CalibrationError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "ExportedModelError",
+    "MixedTeacherError",
+    "QuantizationError",
+    "TeacherNotLoadedError",
+    "WeightsError",
+    "sentence",
+]
 
 
 class WeightsError(MixedTeacherError, RuntimeError):
@@ -25,14 +35,6 @@ class WeightsError(MixedTeacherError, RuntimeError):
 
 class TeacherNotLoadedError(WeightsError):
     """The model was used before its teachers received weights."""
-
-
-class CalibrationError(MixedTeacherError, ValueError):
-    """A threshold cannot be found from the good images at hand."""
-
-
-class ExportedModelError(MixedTeacherError, RuntimeError):
-    """An exported model's files are missing, damaged or do not belong together."""
 
 
 class QuantizationError(MixedTeacherError, RuntimeError):

@@ -14,8 +14,9 @@ from typing import Any
 MODELS = {
     "MixedTeacher": "models.mixed_teacher.lightning_model",
 }
-COMPONENTS = {"NormalCalibratedPostProcessor": "calibration.post_processor"}
+COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing.post_processor"}
 DATAMODULES = {
+    "Elpv": "data.elpv",
     "MagneticTile": "data.magnetic_tile",
     "OneClass": "data.one_class",
     "SyntheticTextures": "data.synthetic_textures",
@@ -34,8 +35,6 @@ def register() -> None:
     for name in DATAMODULES:
         setattr(anomalib_data, name, public(name))
     read_sixteen_bits()
-    _show_sixteen_bits()
-    _restore_calibrated()
 
 
 def public(name: str) -> object:
@@ -54,22 +53,9 @@ def read_sixteen_bits() -> None:
 
     @wraps(theirs)
     def read_image(*args: Any, **kwargs: Any) -> Any:
-        return import_module(f"{__package__}.components.images").read_image(*args, **kwargs)
+        return import_module(f"{__package__}.decoding").read_image(*args, **kwargs)
 
     _replace(theirs, read_image if current is theirs else current)
-
-
-def _show_sixteen_bits() -> None:
-    """Let anomalib's visualizer show 16-bit images, whose files it opens by itself and turns white."""
-    theirs = import_module("anomalib.visualization.image.item_visualizer").visualize_image_item
-    if hasattr(theirs, "__wrapped__"):
-        return
-
-    @wraps(theirs)
-    def visualize_image_item(item: Any, *args: Any, **kwargs: Any) -> Any:
-        return theirs(import_module(f"{__package__}.components.images").shown(item), *args, **kwargs)
-
-    _replace(theirs, visualize_image_item)
 
 
 def _replace(theirs: Any, ours: Any) -> None:
@@ -77,18 +63,3 @@ def _replace(theirs: Any, ours: Any) -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "anomalib" and getattr(module, ours.__name__, None) is theirs:
             setattr(module, ours.__name__, ours)
-
-
-def _restore_calibrated() -> None:
-    """Let every model of anomalib's load its checkpoint with the thresholds that came from good images."""
-    base = import_module("anomalib.models").AnomalibModule
-    theirs = base.on_load_checkpoint
-    if hasattr(theirs, "__wrapped__"):
-        return
-
-    @wraps(theirs)
-    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-        import_module(f"{__package__}.calibration.restore").restore_post_processor(self, checkpoint)
-        theirs(self, checkpoint)
-
-    base.on_load_checkpoint = on_load_checkpoint

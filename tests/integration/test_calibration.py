@@ -14,13 +14,13 @@ from anomalib.pre_processing import PreProcessor
 
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.peers import build_peer, no_download
-from anomalib_mixedteacher.calibration.checkpoint import calibrate_checkpoint
-from anomalib_mixedteacher.calibration.conformal import conformal_threshold
 from anomalib_mixedteacher.cli import main
-from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.edge import EdgeDetector
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError, DataError
 from anomalib_mixedteacher.export.openvino import export_openvino
+from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint
+from mixedteacher_edge.conformal import conformal_threshold
 
 
 def good_only(image_folder, **arguments):

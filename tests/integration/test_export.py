@@ -20,17 +20,17 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Interpolat
 
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.stream import resident_mb
-from anomalib_mixedteacher.calibration.conformal import conformal_threshold, p_value
 from anomalib_mixedteacher.cli import main
-from anomalib_mixedteacher.components.images import read_image
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.edge import EdgeDetector
-from anomalib_mixedteacher.edge.record import read_record, record_path
 from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError, QuantizationError
 from anomalib_mixedteacher.export import files, quantize
 from anomalib_mixedteacher.export import openvino as openvino_export
 from anomalib_mixedteacher.export.graph import network, resize_of, with_resize
-from anomalib_mixedteacher.export.verdict import raw
+from mixedteacher_edge.conformal import conformal_threshold, p_value
+from mixedteacher_edge.graph import raw
+from mixedteacher_edge.record import read_record, record_path
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 QUIET = {"verbose": False}

@@ -22,7 +22,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from anomalib_mixedteacher.benchmark import runner
-from anomalib_mixedteacher.components.images import read_image
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.export import openvino as openvino_export
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"

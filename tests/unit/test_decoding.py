@@ -70,7 +70,7 @@ def test_16_bit_files_keep_their_range(tmp_path, kind, name):
 
 
 def test_16_bit_files_as_in_training(tmp_path):
-    from anomalib_mixedteacher.components.images import read_image
+    from anomalib_mixedteacher.decoding import read_image
 
     path = saved(tmp_path, encoded(Image.fromarray(GREY16)))
     assert np.array_equal(to_rgb(path), read_image(path, as_tensor=True).permute(1, 2, 0).numpy())
@@ -89,7 +89,7 @@ def test_floating_point_file(tmp_path):
 
 
 def test_floating_point_files_as_in_training(tmp_path):
-    from anomalib_mixedteacher.components.images import check_image, read_image
+    from anomalib_mixedteacher.decoding import check_image, read_image
 
     grey = (RGB[..., 0] / 255).astype(np.float32)
     path = saved(tmp_path, encoded(Image.fromarray(grey), "TIFF"), "f.tif")
@@ -106,7 +106,7 @@ def test_floating_point_files_as_in_training(tmp_path):
     ],
 )
 def test_files_of_unknown_range_are_refused_in_training_too(tmp_path, values, sentence):
-    from anomalib_mixedteacher.components.images import check_image, read_image
+    from anomalib_mixedteacher.decoding import check_image, read_image
 
     path = saved(tmp_path, encoded(Image.fromarray(values), "TIFF"), "f.tif")
     for read in (to_rgb, read_image, check_image):

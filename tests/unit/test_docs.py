@@ -141,7 +141,7 @@ def test_docstrings_and_signatures_agree(caplog):
 
 
 def test_the_teachers_made_for_an_offline_machine_are_taken(tmp_path, monkeypatch):
-    """The block of docs/weights.md, its download left out, and what it writes as teacher weights."""
+    """The block of docs/teachers.md, its download left out, and what it writes as teacher weights."""
     import timm
     import torch
 
@@ -155,15 +155,19 @@ def test_the_teachers_made_for_an_offline_machine_are_taken(tmp_path, monkeypatc
         return create(name.partition(".")[0])
 
     (block,) = re.findall(
-        r"^```python\n(from pathlib.*?)^```", (DOCS / "weights.md").read_text(), re.DOTALL | re.MULTILINE
+        r"^```python\n(from pathlib.*?)^```", (DOCS / "teachers.md").read_text(), re.DOTALL | re.MULTILINE
     )
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(timm, "create_model", without_download)
         exec(block, {})
     assert asked == {IMAGENET_TAGS[name]: True for name in ("resnet18", "efficientnet_b0", "vgg16")}
-    for backbone, stages in (("resnet18", (1, 2)), ("efficientnet_b0", (3, 4)), ("vgg16", (1, 2, 3, 4))):
-        teacher = Teacher(backbone, stages)
+    for backbone, layers in (
+        ("resnet18", ("layer1", "layer2")),
+        ("efficientnet_b0", ("blocks.4", "blocks.6")),
+        ("vgg16", ("features.9", "features.30")),
+    ):
+        teacher = Teacher(backbone, layers)
         teacher.load(str(tmp_path / "teachers"))
         assert not any(torch.isnan(value).any() for value in teacher.state_dict().values())
 

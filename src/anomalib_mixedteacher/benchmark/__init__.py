@@ -1,1 +1,1 @@
-"""Accuracy of MixedTeacher and of anomalib's models, side by side on one split."""
+"""``mixedteacher benchmark``: models x data sets x seeds, trained with the same teachers, measured, and kept."""

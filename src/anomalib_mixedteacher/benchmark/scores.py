@@ -1,20 +1,22 @@
-"""AUROC and PRO from raw scores and maps.
+"""Figures of raw scores and maps.
 
 anomalib's evaluator sees scores after normalisation, which clamps them to [0, 1]: everything beyond the range seen in
 validation ties, and its AUROC depends on the validation set. Here scores are taken as the model gives them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import DirType
 from anomalib.metrics.aupro import _AUPRO as AUPRO  # without the base that reads anomalib's batches
 from anomalib.models import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities.compute import auc
 from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.benchmark.result import GOOD
@@ -49,78 +51,63 @@ def image_kinds(samples: pd.DataFrame) -> list[str]:
         samples: The ``samples`` of one of anomalib's data sets, whose labels of good images have many names.
 
     Returns:
-        ``"good"`` for each image without a defect, and the label of each other one.
+        ``"good"`` for each image without a defect; else its label, or its folder's name where a Folder labels alike
+        what lies in several folders.
     """
-    pairs = zip(samples.label, samples.label_index, strict=True)
-    return [GOOD if index == 0 else str(getattr(label, "value", label)) for label, index in pairs]
+    kinds = [str(getattr(label, "value", label)) for label in samples.label]
+    folders = [Path(path).parent.name for path in samples.image_path]
+    kinds = [folder if kind == DirType.ABNORMAL.value else kind for kind, folder in zip(kinds, folders, strict=True)]
+    return [GOOD if index == 0 else kind for kind, index in zip(kinds, samples.label_index, strict=True)]
 
 
 @torch.no_grad()
-def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Predictions:
-    """Predict a datamodule's test set. Images without masks count as good everywhere.
-
-    Args:
-        model: A trained model.
-        datamodule: A datamodule that was set up.
-
-    Returns:
-        The raw predictions.
-    """
+def predict(model: AnomalibModule, datamodule: AnomalibDataModule, split: str = "test") -> Predictions:
+    """Predict a split of a datamodule that was set up. Images without masks count as good everywhere."""
     model.eval()
     transform = model.pre_processor.transform if isinstance(model.pre_processor, PreProcessor) else None
     scores, maps, labels, masks = [], [], [], []
-    for batch in datamodule.test_dataloader():
+    for batch in getattr(datamodule, f"{split}_dataloader")():
         mask = torch.zeros_like(batch.image[:, 0], dtype=torch.bool) if batch.gt_mask is None else batch.gt_mask
         images, mask = (batch.image, mask) if transform is None else transform(batch.image, Mask(mask))
-        prediction = model.model(images.to(model.device))
+        prediction: Any = model.model(images.to(model.device))
         scores.append(prediction.pred_score.flatten().cpu())
-        maps.append(_maps_of(prediction).cpu())
+        found = torch.empty(len(mask), 0, 0) if prediction.anomaly_map is None else prediction.anomaly_map.cpu()
+        maps.append(found.reshape(len(mask), *found.shape[-2:]))
         labels.append(batch.gt_label.int())
         masks.append(mask.reshape(len(mask), *mask.shape[-2:]).int())
-    kinds = image_kinds(datamodule.test_data.samples)
+    kinds = image_kinds(getattr(datamodule, f"{split}_data").samples)
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 
 
-def _maps_of(prediction: Any) -> torch.Tensor:
-    if prediction.anomaly_map is None:
-        return torch.empty(prediction.pred_score.numel(), 0, 0)
-    maps: torch.Tensor = prediction.anomaly_map
-    return maps.reshape(len(maps), *maps.shape[-2:])
-
-
-def summarize(predictions: Predictions, pool: Sequence[str] = ()) -> dict[str, float]:
-    """Compute AUROC over images, over pixels, and over images for each kind of defect.
+def summarize(predictions: Predictions) -> dict[str, float]:
+    """Compute area under the ROC curve and average precision of images, and area under the ROC curve of pixels.
 
     Args:
-        predictions: What :func:`predict` returned.
-        pool: Kinds of defect to take together in one more image AUROC.
+        predictions: Raw predictions.
 
     Returns:
-        ``image_AUROC``; ``pixel_AUROC`` where there are masks and maps; the pool's (named by its kinds, joined by
-        ``+``) and one entry per kind of defect, each in ``[0, 1]``.
+        ``image_AUROC``, ``image_AP`` and ``pixel_AUROC``, each in ``[0, 1]``, but for those that cannot be had.
     """
-    p = predictions
-    scores = to_unit_range(p.scores)
-    result = {"image_AUROC": binary_auroc(scores, p.labels).item()}
+    p, summary = predictions, {}
+    if set(p.labels.tolist()) == {0, 1}:
+        scores = to_unit_range(p.scores)
+        summary["image_AUROC"] = binary_auroc(scores, p.labels).item()
+        summary["image_AP"] = binary_average_precision(scores, p.labels).item()
     if p.masks.any() and p.maps.numel():
-        result["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
-    groups = {"+".join(pool): set(pool)} if pool else {}
-    groups |= {kind: {kind} for kind in sorted(set(p.kinds) - {GOOD})}
-    for name, kinds in groups.items():
-        chosen = torch.tensor([kind == GOOD or kind in kinds for kind in p.kinds])
-        result[name] = binary_auroc(scores[chosen], p.labels[chosen]).item()
-    return result
+        summary["pixel_AUROC"] = binary_auroc(to_unit_range(p.maps).flatten(), p.masks.flatten()).item()
+    return summary
 
 
-def region_overlap(predictions: Predictions) -> float:
-    """Compute the area under the per-region overlap (PRO), integrated up to 30 % false positive pixels.
+def region_overlap(predictions: Predictions) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Compute the area under the per-region overlap (PRO), up to 30 % false positive pixels.
 
     Args:
-        predictions: What :func:`predict` returned, of a test set with masks.
+        predictions: Raw predictions of a test set with masks.
 
     Returns:
-        The area divided by its limit, in ``[0, 1]``.
+        The area divided by its limit, in ``[0, 1]``; the curve's false positive rates, and its overlaps.
     """
     pro = AUPRO(fpr_limit=PRO_LIMIT)
     pro.update(predictions.maps, predictions.masks)
-    return pro.compute().item()
+    rates, overlaps = pro._compute()
+    return (auc(rates, overlaps, reorder=True) / rates[-1]).item(), rates, overlaps

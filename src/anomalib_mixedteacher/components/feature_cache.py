@@ -41,7 +41,9 @@ class FeatureCache:
             for position, *row in zip(new, *maps, strict=True):
                 rows[position] = row
                 self._keep(paths[position], row)
-        return [torch.stack(maps).to(images.device).float() for maps in zip(*rows, strict=True)]  # type: ignore[arg-type]
+        columns = zip(*rows, strict=True)
+        # float32 first: autocast on a CPU knows no float16
+        return [torch.stack([map_.float() for map_ in maps]).to(images.device) for maps in columns]
 
     def _keep(self, path: str, row: list[torch.Tensor]) -> None:
         size = sum(map_.nbytes for map_ in row)

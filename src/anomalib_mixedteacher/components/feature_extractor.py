@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import timm
 import torch
@@ -76,6 +77,9 @@ class FeatureExtractor(nn.Module):
             maps = FeatureExtractor.forward(self, torch.empty(1, 3, _PROBE_SIDE, _PROBE_SIDE))
         self.channels = [features.shape[1] for features in maps]
         self.strides = [_PROBE_SIDE // features.shape[-1] for features in maps]
+        for (layer, _), (_, following) in pairwise(_chain(self)):
+            if layer in self.layers and getattr(following, "inplace", False):
+                following.inplace = False  # type: ignore[assignment]  # it would change the map that is returned
         self.to_empty(device="cpu")
         initialize_weights(self)
 

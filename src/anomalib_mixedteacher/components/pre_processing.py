@@ -9,6 +9,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
+
 logger = logging.getLogger(__name__)
 
 # All forms that torchvision takes; the numbers are Pillow's.
@@ -68,28 +70,7 @@ class AntialiasedResize(nn.Module):
         Returns:
             Images of shape ``(B, C, *size)``.
         """
-        height, width = images.shape[-2:]
-        # Sizes known at export time (integers, not symbols) that need no resize leave nothing in the graph.
-        if isinstance(height, int) and isinstance(width, int) and (height, width) == tuple(self.size):
-            return images
-        rows = _interpolation_matrix(height, self.size[0], images)
-        columns = _interpolation_matrix(width, self.size[1], images)
-        return rows @ images @ columns.T
-
-
-def _interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch.Tensor:
-    """Build the ``(target, source)`` matrix of triangular weights, as wide as the scale when shrinking.
-
-    In integers, all lengths multiplied by ``2 * target``: where OpenVINO computes in bfloat16, pixel positions lose
-    their low bits, and rows of the matrix could become empty.
-    """
-    index = torch.arange(source, device=like.device)
-    size = index[-1] + 1  # a tensor, since the size may be a symbol in the exported graph
-    positions = (2 * index + 1) * target
-    centers = (2 * torch.arange(target, device=like.device) + 1) * size
-    width = 2 * size.clamp(min=target)
-    weights = (width - (positions[None, :] - centers[:, None]).abs()).clamp(min=0).to(like.dtype)
-    return weights / weights.sum(dim=1, keepdim=True)
+        return bilinear_resize(images, self.size)
 
 
 def _exportable(transform: Transform | None, export_transform: Any) -> Any:

@@ -78,20 +78,6 @@ class Teacher(FeatureExtractor):
             )
             raise TeacherNotLoadedError(msg)
 
-    @torch.no_grad()
-    def set_normalization_statistics(self, images: torch.Tensor) -> None:
-        """Set the running statistics from images: with random weights the signal would grow or fade with depth.
-
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``.
-        """
-        for norm in (module for module in self.modules() if isinstance(module, nn.BatchNorm2d)):
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
-            norm.training = True
-        self(images)
-        self.eval()
-
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute teacher features.
 
@@ -108,6 +94,22 @@ class Teacher(FeatureExtractor):
         maps = super().forward(images if self.same_normalization else images * self.scale + self.shift)
         # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size
         return [F.avg_pool2d(map_, kernel_size=2, ceil_mode=True) for map_ in maps] if self.pool else maps
+
+
+@torch.no_grad()
+def set_normalization_statistics(net: nn.Module, images: torch.Tensor) -> None:
+    """Set a frozen network's running statistics from images: with random weights the signal would fade with depth.
+
+    Args:
+        net: Network in evaluation mode.
+        images: Normalised images of shape ``(B, 3, H, W)``.
+    """
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
+        norm.training = True
+    net(images)
+    net.eval()
 
 
 def _note_loaded(module: nn.Module, incompatible_keys: Any) -> None:

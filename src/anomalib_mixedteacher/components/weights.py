@@ -59,7 +59,7 @@ def load_weights(net: FeatureExtractor, source: str) -> StateDict:
     if source == "packaged":
         origin, state = _packaged(net)
     elif source == "imagenet":
-        origin, state = _imagenet(net.backbone)
+        origin, state = _imagenet(net)
     elif source == "random":
         origin, state = "a random seed", _random(net)
     else:
@@ -132,12 +132,13 @@ def _packaged(net: FeatureExtractor) -> tuple[str, StateDict]:
     return f"{package} {version(package)}", state
 
 
-def _imagenet(backbone: str) -> tuple[str, StateDict]:
-    tag = IMAGENET_TAGS.get(backbone, backbone)
+def _imagenet(net: FeatureExtractor) -> tuple[str, StateDict]:
+    tag = IMAGENET_TAGS.get(net.backbone, net.backbone)
     try:
         state = timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # offline, the hub's client raises one of several libraries' exceptions
-        packaged = ", or use teacher_weights='packaged', which needs no network" if backbone in packaged_teachers() else ""
+        available = net.layers[-1] in packaged_teachers().get(net.backbone, {}).get("layers", ())
+        packaged = ", or use teacher_weights='packaged', which needs no network" if available else ""
         msg = (
             f"ImageNet weights of {tag} are neither in the cache nor reachable ({type(error).__name__}): connect once "
             "to fill the Hugging Face cache, or copy the cache from a connected machine (HF_HOME), or give "
@@ -164,7 +165,7 @@ def _file_of(backbone: str, path: Path) -> Path:
     for suffix in SUFFIXES:
         if (file := path / f"{backbone}{suffix}").is_file():
             return file
-    msg = f"The weights folder {path} has no {backbone}{' or '.join(SUFFIXES[:2])}: put one there."
+    msg = f"The weights folder {path} has no {backbone}.safetensors or {backbone}.pth: put one there."
     raise WeightsError(msg)
 
 

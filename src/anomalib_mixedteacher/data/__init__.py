@@ -1,18 +1,12 @@
-"""Data sets that anomalib does not have: procedural textures, magnetic tiles, and torchvision's as one-class tasks."""
+"""Data sets that anomalib lacks: procedural textures, magnetic tiles, solar cells, torchvision's as one-class tasks."""
 
 # The plugin's start-up hook registers this package's models as soon as anomalib.models is imported. Importing it first
 # keeps that from happening halfway through the imports below.
 import anomalib.models  # noqa: F401
 
-from anomalib_mixedteacher.data.magnetic_tile import MagneticTile, MagneticTileDataset
-from anomalib_mixedteacher.data.one_class import OneClass, OneClassDataset
-from anomalib_mixedteacher.data.synthetic_textures import SyntheticTextures, SyntheticTexturesDataset
+from anomalib_mixedteacher.data.elpv import Elpv
+from anomalib_mixedteacher.data.magnetic_tile import MagneticTile
+from anomalib_mixedteacher.data.one_class import OneClass
+from anomalib_mixedteacher.data.synthetic_textures import SyntheticTextures
 
-__all__ = [
-    "MagneticTile",
-    "MagneticTileDataset",
-    "OneClass",
-    "OneClassDataset",
-    "SyntheticTextures",
-    "SyntheticTexturesDataset",
-]
+__all__ = ["Elpv", "MagneticTile", "OneClass", "SyntheticTextures"]

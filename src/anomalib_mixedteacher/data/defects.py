@@ -3,8 +3,6 @@
 A defect changes the clean surface of a texture; the photograph is taken afterwards, so sensor noise and lighting cover
 the defect too and give it away no more than on a camera. Blending weights below a quarter are cut to zero: nothing
 invisible is in a mask, and outside a mask the image equals the good one bit for bit.
-
-Sizes are shares of the image side, contrasts are relative changes of brightness; both are ranges to draw from.
 """
 
 from collections.abc import Callable
@@ -16,8 +14,8 @@ from scipy import ndimage
 from anomalib_mixedteacher.data.textures import Array, Texture, length_unit, smooth_noise
 
 BoolArray = NDArray[np.bool_]
-Range = tuple[float, float]
 Defect = Callable[[Texture, np.random.Generator], tuple[Array, BoolArray]]
+"""Gives the changed surface ``(H, W, 3)`` and the mask ``(H, W)`` of what changed."""
 
 _LEAST_WEIGHT = 0.25
 _LEAST_CHANGE = 0.02
@@ -38,8 +36,11 @@ def _center(size: int, rng: np.random.Generator, reach: float) -> tuple[float, f
     return float(y), float(x)
 
 
-def _blob(size: int, rng: np.random.Generator, radius: Range, ragged: float) -> tuple[Array, float]:
-    """Give the depth in an irregular blob (1 in the middle, 0 at its rim, negative outside) and its radius."""
+def _blob(size: int, rng: np.random.Generator, radius: tuple[float, float], ragged: float) -> tuple[Array, float]:
+    """Give the depth in an irregular blob (1 in the middle, 0 at its rim, negative outside) and its radius in pixels.
+
+    The radius is drawn from a range of shares of the image side.
+    """
     extent = max(rng.uniform(*radius) * size, 2.0)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     cy, cx = _center(size, rng, extent)
@@ -53,22 +54,10 @@ def _blob(size: int, rng: np.random.Generator, radius: Range, ragged: float) -> 
     return 1 - np.hypot(along, across) / np.clip(rim, 0.4, 1.6), extent
 
 
-def scratch(
-    texture: Texture, rng: np.random.Generator, size: Range = (0.2, 0.6), contrast: Range = (0.45, 0.8)
-) -> tuple[Array, BoolArray]:
-    """Draw a thin curved scratch, brighter or darker than the surface.
-
-    Args:
-        texture (Texture): The good texture.
-        rng (np.random.Generator): Source of randomness.
-        size (Range): Length as a share of the image side.
-        contrast (Range): Weight of the scratch's colour against the surface's.
-
-    Returns:
-        tuple[Array, BoolArray]: The changed surface ``(H, W, 3)`` and its mask ``(H, W)``.
-    """
+def scratch(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
+    """Draw a thin curved scratch, brighter or darker than the surface."""
     side = texture.surface.shape[0]
-    length = rng.uniform(*size) * side
+    length = rng.uniform(0.2, 0.6) * side
     width = rng.uniform(1.6, 3.2) * length_unit(side)
     direction, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.25, 0.25)
     cy, cx = _center(side, rng, length / 2)
@@ -80,101 +69,53 @@ def scratch(
     off_line = np.ones((side, side), bool)
     off_line[y[inside].astype(int), x[inside].astype(int)] = False
     distance = ndimage.distance_transform_edt(off_line)
-    weight = np.clip(width / 2 + 0.5 - distance, 0, 1) * rng.uniform(*contrast)
+    weight = np.clip(width / 2 + 0.5 - distance, 0, 1) * rng.uniform(0.45, 0.8)
     # Towards the farther end of the range of brightness, or the scratch may match the surface.
     level = 0.95 if texture.surface[~off_line].mean() < rng.uniform(0.35, 0.65) else 0.04
     return _blend(texture.surface, np.full_like(texture.surface, level), weight.astype(np.float32))
 
 
-def stain(
-    texture: Texture, rng: np.random.Generator, size: Range = (0.06, 0.16), contrast: Range = (0.25, 0.5)
-) -> tuple[Array, BoolArray]:
-    """Soak an irregular spot with a tinted liquid that dries darker at its rim; the texture shows through.
-
-    Args:
-        texture (Texture): The good texture.
-        rng (np.random.Generator): Source of randomness.
-        size (Range): Radius as a share of the image side.
-        contrast (Range): Relative darkening.
-
-    Returns:
-        tuple[Array, BoolArray]: The changed surface ``(H, W, 3)`` and its mask ``(H, W)``.
-    """
-    depth, extent = _blob(texture.surface.shape[0], rng, size, ragged=0.35)
-    tint = 1 - rng.uniform(*contrast) * rng.uniform(0.6, 1.0, 3)
+def stain(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
+    """Soak an irregular spot with a tinted liquid that dries darker at its rim; the texture shows through."""
+    depth, extent = _blob(texture.surface.shape[0], rng, (0.06, 0.16), ragged=0.35)
+    tint = 1 - rng.uniform(0.25, 0.5) * rng.uniform(0.6, 1.0, 3)
     rim = 1 - 0.25 * np.exp(-((np.clip(depth, 0, 1) * extent / 4) ** 2))
     target = texture.surface * tint * rim[..., None]
     return _blend(texture.surface, target, np.clip(depth * extent / 2 + 0.5, 0, 1))
 
 
-def hole(
-    texture: Texture, rng: np.random.Generator, size: Range = (0.015, 0.05), contrast: Range = (0.7, 0.92)
-) -> tuple[Array, BoolArray]:
-    """Punch a small ragged hole: dark inside, with a raised bright edge.
-
-    Args:
-        texture (Texture): The good texture.
-        rng (np.random.Generator): Source of randomness.
-        size (Range): Radius as a share of the image side.
-        contrast (Range): Relative darkening of the inside.
-
-    Returns:
-        tuple[Array, BoolArray]: The changed surface ``(H, W, 3)`` and its mask ``(H, W)``.
-    """
+def hole(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
+    """Punch a small ragged hole: dark inside, with a raised bright edge."""
     side = texture.surface.shape[0]
-    depth, extent = _blob(side, rng, size, ragged=0.5)
+    depth, extent = _blob(side, rng, (0.015, 0.05), ragged=0.5)
     edge = np.clip(1 - np.abs(depth * extent) / (1.3 * length_unit(side)), 0, 1)[..., None]
-    inside = texture.surface.mean((0, 1)) * (1 - rng.uniform(*contrast))
+    inside = texture.surface.mean((0, 1)) * (1 - rng.uniform(0.7, 0.92))
     target = edge * np.clip(texture.surface * 1.35 + 0.1, 0, 1) + (1 - edge) * inside
     return _blend(texture.surface, target, np.clip(depth * extent + 1.5 * length_unit(side), 0, 1))
 
 
-def missing_thread(
-    texture: Texture, rng: np.random.Generator, size: Range = (0.4, 1.0), contrast: Range = (0.75, 1.0)
-) -> tuple[Array, BoolArray]:
-    """Take one thread out over part of its length, so that what lies beneath shows.
-
-    Args:
-        texture (Texture): The good texture.
-        rng (np.random.Generator): Source of randomness.
-        size (Range): Length as a share of the image side.
-        contrast (Range): Weight of what lies beneath against the surface.
-
-    Returns:
-        tuple[Array, BoolArray]: The changed surface ``(H, W, 3)`` and its mask ``(H, W)``.
-    """
+def missing_thread(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
+    """Take one thread out over part of its length, so that what lies beneath shows."""
     side = texture.surface.shape[0]
     cy, cx = _center(side, rng, 0.3 * side)
-    reach = rng.uniform(*size) * side / 2
+    reach = rng.uniform(0.4, 1.0) * side / 2
     y, x = np.mgrid[0:side, 0:side]
     number = np.floor(texture.threads)
     band = (number == number[int(cy), int(cx)]) & (np.hypot(y - cy, x - cx) <= reach)
-    weight = rng.uniform(*contrast)
+    weight = rng.uniform(0.75, 1.0)
     # Between the wires of a grid, or where the weft was on top, nothing changes: that is no defect.
     change = weight * np.abs(texture.bare - texture.surface).max(-1)
     band &= ndimage.binary_closing(change > _LEAST_CHANGE)
     return _blend(texture.surface, texture.bare, np.float32(weight) * band)
 
 
-def misaligned_patch(
-    texture: Texture, rng: np.random.Generator, size: Range = (0.14, 0.28), contrast: Range = (0.05, 0.14)
-) -> tuple[Array, BoolArray]:
-    """Replace a square by the same texture from elsewhere, turned by 90 degrees, slightly off in brightness.
-
-    Args:
-        texture (Texture): The good texture.
-        rng (np.random.Generator): Source of randomness.
-        size (Range): Side of the patch as a share of the image side.
-        contrast (Range): Relative change of brightness of the patch.
-
-    Returns:
-        tuple[Array, BoolArray]: The changed surface ``(H, W, 3)`` and its mask ``(H, W)``.
-    """
+def misaligned_patch(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
+    """Replace a square by the same texture from elsewhere, turned by 90 degrees, slightly off in brightness."""
     side = texture.surface.shape[0]
-    extent = max(int(rng.uniform(*size) * side), 4)
+    extent = max(int(rng.uniform(0.14, 0.28) * side), 4)
     (top, left), (from_top, from_left) = rng.integers(0, side - extent + 1, (2, 2))
     patch = np.rot90(texture.surface[from_top : from_top + extent, from_left : from_left + extent]).copy()
-    patch *= 1 + rng.choice([-1, 1]) * rng.uniform(*contrast)
+    patch *= 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.14)
     # The seam throws a shadow: without it, a turned patch of a texture without direction could not be seen.
     seam = max(round(length_unit(side)), 1)
     shadow = np.full((extent, extent, 1), 0.7, np.float32)
@@ -186,27 +127,14 @@ def misaligned_patch(
     return _blend(texture.surface, target, weight)
 
 
-def contrast_blob(
-    texture: Texture, rng: np.random.Generator, size: Range = (0.1, 0.2), contrast: Range = (0.1, 0.2)
-) -> tuple[Array, BoolArray]:
-    """Wash out or harden the texture in a soft spot, with a slight change of brightness.
-
-    Args:
-        texture (Texture): The good texture.
-        rng (np.random.Generator): Source of randomness.
-        size (Range): Radius as a share of the image side.
-        contrast (Range): Relative change of brightness; the texture's own contrast is halved or more, or raised by
-            half or more.
-
-    Returns:
-        tuple[Array, BoolArray]: The changed surface ``(H, W, 3)`` and its mask ``(H, W)``.
-    """
+def contrast_blob(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
+    """Wash out or harden the texture in a soft spot, with a slight change of brightness."""
     side = texture.surface.shape[0]
-    depth, _ = _blob(side, rng, size, ragged=0.2)
+    depth, _ = _blob(side, rng, (0.1, 0.2), ragged=0.2)
     mean = ndimage.gaussian_filter(texture.surface, (texture.pitch, texture.pitch, 0))
     washed = rng.uniform() < 0.5
     gain = rng.uniform(0.15, 0.5) if washed else rng.uniform(1.5, 1.9)
-    shift = 1 + (1 if washed else -1) * rng.uniform(*contrast)
+    shift = 1 + (1 if washed else -1) * rng.uniform(0.1, 0.2)
     drift = 1 + 0.02 * smooth_noise(side, rng, side / 16)[..., None]
     target = np.clip((mean + gain * (texture.surface - mean)) * shift * drift, 0, 1)
     return _blend(texture.surface, target, np.clip(depth * 2.5 + _LEAST_WEIGHT, 0, 1) * (depth > 0))
@@ -220,4 +148,4 @@ DEFECTS: dict[str, Defect] = {
     "misaligned_patch": misaligned_patch,
     "contrast_blob": contrast_blob,
 }
-"""The defects by name; each takes the texture and a generator, and may be given ranges of size and contrast."""
+"""The defects by name."""

@@ -1,73 +1,68 @@
 """Procedural textures with defects as an anomalib data set: no download, nothing to label, exact masks."""
 
-import logging
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from anomalib.data.datamodules.base.image import AnomalibDataModule
-from anomalib.data.datasets.image.mvtecad import make_mvtec_ad_dataset
-from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
-from torchvision.transforms.v2 import Transform
+import numpy as np
+import pandas as pd
+from anomalib import TaskType
+from anomalib.data.utils import LabelName, Split
+from numpy.typing import NDArray
+from PIL import Image
 
-from anomalib_mixedteacher.data._checks import CheckedItems, check_val_split
-from anomalib_mixedteacher.data._generate import Recipe, cache_root, ensure_generated, square_side
+from anomalib_mixedteacher.cache_folder import cache_folder
+from anomalib_mixedteacher.data.base import (
+    GOOD,
+    CheckedDataModule,
+    check_at_least,
+    check_choice,
+    folder_in_progress,
+)
+from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
+from anomalib_mixedteacher.data.textures import FAMILIES, Array
+from anomalib_mixedteacher.decoding import MIN_SIDE
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
-logger = logging.getLogger(__name__)
-
-
-class SyntheticTexturesDataset(CheckedItems):
-    """One category of procedural textures, generated into a cache folder at first use.
-
-    The same arguments give the same images; an image does not depend on how many are asked for.
-
-    Args:
-        root (Path | str | None): Cache folder. Defaults to ``None``: ``synthetic_textures`` in the folder named by the
-            environment variable ``ANOMALIB_MIXEDTEACHER_CACHE``, or in ``anomalib_mixedteacher`` below
-            ``XDG_CACHE_HOME`` or ``~/.cache``.
-        category (str): Texture family: ``weave``, ``grain``, ``grid``, ``cells`` or ``speckle``.
-        image_size (int): Side of the square images in pixels, at least 32.
-        num_train (int): Good training images, at least 1.
-        num_test_good (int): Good test images, at least 1.
-        num_defects_per_kind (int): Test images of each of the six kinds of defect, at least 1.
-        seed (int): Seed of the product's appearance and of the images, 0 or more.
-        augmentations (Transform | None): Augmentations of images and masks.
-        split (str | Split | None): ``train``, ``test``, or None for both.
-
-    Raises:
-        ConfigurationError: If the category is unknown or a number is out of range.
-        DataError: If the cache folder cannot be used.
-
-    Example:
-        >>> from anomalib_mixedteacher.data import SyntheticTexturesDataset
-        >>> dataset = SyntheticTexturesDataset(category="weave", image_size=64, num_train=4, split="train")
-        >>> dataset[0].image.shape
-        torch.Size([3, 64, 64])
-    """
-
-    def __init__(
-        self,
-        root: Path | str | None = None,
-        category: str = "weave",
-        image_size: int = 256,
-        num_train: int = 64,
-        num_test_good: int = 24,
-        num_defects_per_kind: int = 6,
-        seed: int = 0,
-        augmentations: Transform | None = None,
-        split: str | Split | None = None,
-    ) -> None:
-        super().__init__(augmentations=augmentations)
-        recipe = Recipe(category, image_size, num_train, num_test_good, num_defects_per_kind, seed)
-        self.root_category = ensure_generated(cache_root(root), recipe)
-        self.category = category
-        self.split = split
-        self.samples = make_mvtec_ad_dataset(self.root_category, split=split, extensions=(".png",))
+GENERATOR_VERSION = 1
+"""Raise it whenever the generated pixels change, so that no older cache is taken for the new images."""
 
 
-class SyntheticTextures(AnomalibDataModule):
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the images of one category; the arguments of :class:`SyntheticTextures`."""
+
+    category: str
+    image_size: int
+    num_train: int
+    num_test_good: int
+    num_defects_per_kind: int
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Folder below the cache's that encodes every argument, and the generator's version."""
+        key = (
+            f"v{GENERATOR_VERSION}-{self.image_size}px-train{self.num_train}-good{self.num_test_good}"
+            f"-defects{self.num_defects_per_kind}-seed{self.seed}"
+        )
+        return Path(key, self.category)
+
+    @property
+    def images(self) -> list[tuple[str, str, int]]:
+        """Split, label and number of each image."""
+        counts = [("train", GOOD, self.num_train), ("test", GOOD, self.num_test_good)]
+        counts += [("test", kind, self.num_defects_per_kind) for kind in DEFECTS]
+        return [(split, label, index) for split, label, count in counts for index in range(count)]
+
+
+class SyntheticTextures(CheckedDataModule):
     """Datamodule of procedural textures: works offline, and its masks are exact.
 
-    Defects are ``scratch``, ``stain``, ``hole``, ``missing_thread``, ``misaligned_patch`` and ``contrast_blob``; the
-    kind of an image is in the column ``label`` of the test samples.
+    The images are generated at first use. The same arguments give the same images; an image does not depend on how many
+    are asked for. Defects are ``scratch``, ``stain``, ``hole``, ``missing_thread``, ``misaligned_patch`` and
+    ``contrast_blob``; the kind of an image is in the column ``label`` of the test samples.
 
     Args:
         root (Path | str | None): Cache folder. Defaults to ``None``: ``synthetic_textures`` in the folder named by the
@@ -81,28 +76,15 @@ class SyntheticTextures(AnomalibDataModule):
         num_defects_per_kind (int): Test images of each of the six kinds of defect, at least 1. Defaults to ``6``.
         seed (int): Seed of the product's appearance, of the images and of the validation split, 0 or more.
             Defaults to ``0``.
-        train_batch_size (int): Training batch size. Defaults to ``8``.
-        eval_batch_size (int): Validation and test batch size. Defaults to ``8``.
-        num_workers (int): Worker processes per data loader. Defaults to ``0``.
-        train_augmentations (Transform | None): Augmentations of the training images. Defaults to ``None``.
-        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to ``None``.
-        test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
-        augmentations (Transform | None): Augmentations where no specific ones are given. Defaults to ``None``.
-        test_split_mode (TestSplitMode | str): How the test set is made. Defaults to ``TestSplitMode.FROM_DIR``.
-        test_split_ratio (float): Share of training images tested if there are no good test images; never needed here.
-            Defaults to ``0.2``.
-        val_split_mode (ValSplitMode | str): How the validation set is made. Defaults to ``ValSplitMode.FROM_TEST``:
-            validation images are not tested.
-        val_split_ratio (float): Share of the test (or training) images that validate. Defaults to ``0.5``.
+        **kwargs: See :class:`~anomalib_mixedteacher.data.base.CheckedDataModule`.
 
     Raises:
         ConfigurationError: If the category is unknown, or an argument is out of range.
-        DataError: If the cache folder cannot be used (raised when the data are prepared).
+        DataError: If the cache folder cannot be written or has lost files (raised when the data are prepared).
 
     Example:
         >>> from anomalib_mixedteacher.data import SyntheticTextures
         >>> datamodule = SyntheticTextures(category="grid", image_size=64, num_train=8)
-        >>> datamodule.prepare_data()
         >>> datamodule.setup()
         >>> next(iter(datamodule.train_dataloader())).image.shape
         torch.Size([8, 3, 64, 64])
@@ -117,61 +99,101 @@ class SyntheticTextures(AnomalibDataModule):
         num_test_good: int = 24,
         num_defects_per_kind: int = 6,
         seed: int = 0,
-        train_batch_size: int = 8,
-        eval_batch_size: int = 8,
-        num_workers: int = 0,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        test_split_ratio: float = 0.2,
-        val_split_mode: ValSplitMode | str = ValSplitMode.FROM_TEST,
-        val_split_ratio: float = 0.5,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            test_split_ratio=test_split_ratio,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
-        check_val_split(self)
-        self.recipe = Recipe(category, square_side(image_size), num_train, num_test_good, num_defects_per_kind, seed)
-        self.root = cache_root(root)
+        super().__init__(seed=seed, **kwargs)
+        # anomalib's get_datamodule turns a number into a pair
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height != width:
+            msg = f"image_size is {height} x {width}, but the generated images are square: set it to one number."
+            raise ConfigurationError(msg)
+        check_choice("category", category, FAMILIES)
+        check_at_least("image_size", height, MIN_SIDE)
+        check_at_least("num_train", num_train, 1)
+        check_at_least("num_test_good", num_test_good, 1)
+        check_at_least("num_defects_per_kind", num_defects_per_kind, 1)
+        self.root = Path(root if root is not None else cache_folder("synthetic_textures")).expanduser().absolute()
+        self.recipe = Recipe(category, height, num_train, num_test_good, num_defects_per_kind, seed)
         self.category = category
 
-    def prepare_data(self) -> None:
-        """Generate the images if the cache does not hold them.
+    def make_samples(self) -> pd.DataFrame:
+        """Generate the images unless they are there, and list them."""
+        return make_synthetic_textures_dataset(self.root, self.recipe)
 
-        Raises:
-            DataError: If the cache folder cannot be written, or has lost files.
-        """
-        folder = ensure_generated(self.root, self.recipe)
-        logger.info("Procedural textures are in %s", folder)
 
-    def _setup(self, _stage: str | None = None) -> None:
-        """Set up the training and the test images."""
-        self.train_data = self._dataset(Split.TRAIN)
-        self.test_data = self._dataset(Split.TEST)
+def make_synthetic_textures_dataset(root: Path, recipe: Recipe) -> pd.DataFrame:
+    """Write the images of a recipe unless they are there, and list them.
 
-    def _dataset(self, split: Split) -> SyntheticTexturesDataset:
-        """Make the data set of one split."""
-        recipe = self.recipe
-        return SyntheticTexturesDataset(
-            root=self.root,
-            category=recipe.category,
-            image_size=recipe.image_size,
-            num_train=recipe.num_train,
-            num_test_good=recipe.num_test_good,
-            num_defects_per_kind=recipe.num_defects_per_kind,
-            seed=recipe.seed,
-            split=split,
-        )
+    Args:
+        root (Path): Cache folder.
+        recipe (Recipe): What to generate; the files are in the layout of MVTec AD.
+
+    Returns:
+        pd.DataFrame: The samples.
+
+    Raises:
+        DataError: If the folder cannot be written, or an earlier data set in it has lost files.
+    """
+    folder = root / recipe.folder
+    if not folder.is_dir():
+        with folder_in_progress(folder) as work:
+            for split, label, index in recipe.images:
+                image, mask = render(recipe.category, recipe.image_size, recipe.seed, split, label, index)
+                _save(work / _image(split, label, index), np.round(image * 255).astype(np.uint8))
+                if label != GOOD:
+                    _save(work / _mask(label, index), mask.astype(np.uint8) * 255)
+    samples = pd.DataFrame(
+        {
+            "image_path": str(folder / _image(split, label, index)),
+            "label": label,
+            "label_index": int(LabelName.NORMAL if label == GOOD else LabelName.ABNORMAL),
+            "mask_path": "" if label == GOOD else str(folder / _mask(label, index)),
+            "split": Split(split).value,
+        }
+        for split, label, index in recipe.images
+    )
+    for path in [*samples.image_path, *filter(None, samples.mask_path)]:
+        if not Path(path).is_file():
+            msg = f"The generated data set lacks {path}: delete the folder {folder} to have it written again."
+            raise DataError(msg)
+    samples.attrs["task"] = TaskType.SEGMENTATION.value
+    return samples
+
+
+def render(category: str, image_size: int, seed: int, split: str, label: str, index: int) -> tuple[Array, BoolArray]:
+    """Draw one image; it depends on the arguments alone, not on how many images are drawn.
+
+    Args:
+        category (str): Name of the texture family.
+        image_size (int): Side in pixels.
+        seed (int): Seed, 0 or more.
+        split (str): ``"train"`` or ``"test"``.
+        label (str): Kind of defect, or ``"good"``.
+        index (int): Number of the image within its split and kind.
+
+    Returns:
+        tuple[Array, BoolArray]: Image ``(H, W, 3)`` in ``[0, 1]`` and mask ``(H, W)`` of its defect.
+    """
+    family = zlib.crc32(category.encode())
+    # Python's own hash of a string changes from process to process.
+    stream = zlib.crc32(f"{split}/{label}".encode())
+    appearance = np.random.default_rng([seed, family])
+    texture = FAMILIES[category](image_size, appearance, np.random.default_rng([seed, family, stream, index]))
+    if label == GOOD:
+        return texture.photograph(), np.zeros((image_size, image_size), bool)
+    surface, mask = DEFECTS[label](texture, np.random.default_rng([seed, family, stream, index, 1]))
+    return texture.photograph(surface), mask
+
+
+def _image(split: str, label: str, index: int) -> Path:
+    return Path(split, label, f"{index:03d}.png")
+
+
+def _mask(label: str, index: int) -> Path:
+    return Path("ground_truth", label, f"{index:03d}_mask.png")
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a PNG; noise hardly compresses, so the fastest level is used."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, compress_level=1)

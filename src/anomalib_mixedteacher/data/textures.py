@@ -19,6 +19,8 @@ from scipy import ndimage
 
 Array = NDArray[np.floating[Any]]
 Family = Callable[[int, np.random.Generator, np.random.Generator], "Texture"]
+"""Draws a texture of a side in pixels; the first generator draws what all images of the category share, the second what
+differs between images."""
 
 _MARGIN = 0.02
 _TAU = 2 * np.pi
@@ -146,13 +148,7 @@ def _photographed(surface: Array, threads: Array, bare: Array, pitch: float, rng
 def weave(size: int, appearance: np.random.Generator, rng: np.random.Generator) -> Texture:
     """Draw woven fabric: warp and weft threads, in plain weave or twill.
 
-    Args:
-        size (int): Image side in pixels.
-        appearance (np.random.Generator): Draws what all images of the category share.
-        rng (np.random.Generator): Draws what differs between images.
-
-    Returns:
-        Texture: The texture; a thread is one warp thread, and under a missing one the bare weft shows.
+    A thread is one warp thread, and under a missing one the bare weft shows.
     """
     hue = appearance.uniform()
     warp_color = _color(appearance, (hue, hue + 0.05), (0.15, 0.5), (0.6, 0.8))
@@ -180,13 +176,7 @@ def weave(size: int, appearance: np.random.Generator, rng: np.random.Generator) 
 def grain(size: int, appearance: np.random.Generator, rng: np.random.Generator) -> Texture:
     """Draw wood-like grain: wavering growth lines with fine fibres and pores along them.
 
-    Args:
-        size (int): Image side in pixels.
-        appearance (np.random.Generator): Draws what all images of the category share.
-        rng (np.random.Generator): Draws what differs between images.
-
-    Returns:
-        Texture: The texture; a thread is a band along the grain, torn down to darker plain wood where missing.
+    A thread is a band along the grain, torn down to darker plain wood where missing.
     """
     light_wood = _color(appearance, (0.06, 0.1), (0.35, 0.55), (0.68, 0.8))
     dark_wood = light_wood * np.array([0.68, 0.6, 0.52], np.float32)
@@ -212,13 +202,7 @@ def grain(size: int, appearance: np.random.Generator, rng: np.random.Generator) 
 def grid(size: int, appearance: np.random.Generator, rng: np.random.Generator) -> Texture:
     """Draw a wire grid over a dark ground.
 
-    Args:
-        size (int): Image side in pixels.
-        appearance (np.random.Generator): Draws what all images of the category share.
-        rng (np.random.Generator): Draws what differs between images.
-
-    Returns:
-        Texture: The texture; a thread is one wire with the space beside it, and without it the crossing wires remain.
+    A thread is one wire with the space beside it, and without it the crossing wires remain.
     """
     wire_color = _color(appearance, (0.05, 0.65), (0.03, 0.2), (0.65, 0.8))
     ground_color = _color(appearance, (0.5, 0.7), (0.1, 0.3), (0.18, 0.28))
@@ -251,13 +235,7 @@ def grid(size: int, appearance: np.random.Generator, rng: np.random.Generator) -
 def cells(size: int, appearance: np.random.Generator, rng: np.random.Generator) -> Texture:
     """Draw leather-like cells: domed Voronoi cells with dark creases between them.
 
-    Args:
-        size (int): Image side in pixels.
-        appearance (np.random.Generator): Draws what all images of the category share.
-        rng (np.random.Generator): Draws what differs between images.
-
-    Returns:
-        Texture: The texture; a thread is a band two thirds of a cell wide, worn to the local mean where missing.
+    A thread is a band two thirds of a cell wide, worn to the local mean where missing.
     """
     color = _color(appearance, (0.0, 0.1), (0.4, 0.65), (0.5, 0.68))
     angle = np.deg2rad(appearance.uniform(-45, 45))
@@ -295,13 +273,7 @@ def cells(size: int, appearance: np.random.Generator, rng: np.random.Generator) 
 def speckle(size: int, appearance: np.random.Generator, rng: np.random.Generator) -> Texture:
     """Draw speckled stone: grains of two colours and two sizes in a ground colour.
 
-    Args:
-        size (int): Image side in pixels.
-        appearance (np.random.Generator): Draws what all images of the category share.
-        rng (np.random.Generator): Draws what differs between images.
-
-    Returns:
-        Texture: The texture; a thread is a narrow straight band, smeared to the darkened local mean where missing.
+    A thread is a narrow straight band, smeared to the darkened local mean where missing.
     """
     hue = appearance.uniform()
     ground = _color(appearance, (hue, hue + 0.05), (0.04, 0.2), (0.55, 0.68))
@@ -327,4 +299,4 @@ def _local_mean(surface: Array, pitch: float) -> Array:
 
 
 FAMILIES: dict[str, Family] = {"weave": weave, "grain": grain, "grid": grid, "cells": cells, "speckle": speckle}
-"""The families by name; each takes the size, the appearance's generator and the image's generator."""
+"""The families by name."""

@@ -1,7 +1,5 @@
-"""Inference beside the camera: numpy, openvino and Pillow, neither torch nor anomalib."""
+"""The edge runtime, a distribution of its own: see :mod:`mixedteacher_edge`."""
 
-from .detector import EdgeDetector, Prediction
-from .drift import DriftMonitor, DriftReport
-from .record import ModelRecord
+from mixedteacher_edge import DriftMonitor, DriftReport, EdgeDetector, ModelRecord, Prediction, StreamItem, Thresholds
 
-__all__ = ["DriftMonitor", "DriftReport", "EdgeDetector", "ModelRecord", "Prediction"]
+__all__ = ["DriftMonitor", "DriftReport", "EdgeDetector", "ModelRecord", "Prediction", "StreamItem", "Thresholds"]

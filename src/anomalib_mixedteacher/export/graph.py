@@ -16,10 +16,10 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Compose, Resize
 
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.components.pre_processing import BILINEAR, AntialiasedPreProcessor, AntialiasedResize
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.export.verdict import RAW_MAP, RAW_SCORE, with_thresholds
+from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
+from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE, with_thresholds
 
 
 def resize_of(module: AnomalibModule) -> Resize | None:
@@ -105,7 +105,7 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
         return model
     if isinstance(post_processor, NormalCalibratedPostProcessor) and post_processor.enable_thresholding:
         thresholds = post_processor.thresholds
-        if {"image", "pixel"} <= thresholds.keys():
+        if thresholds is not None:
             return with_thresholds(model, thresholds)
     sources = [model.output("pred_score"), model.output("anomaly_map")]
     examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
@@ -175,7 +175,7 @@ def _exportable(transform: Any, without_resize: bool) -> PreProcessor | None:
 def _without_ends(module: AnomalibModule, without_resize: bool) -> Iterator[None]:
     """Take post-processor and resize off a model for the time of its conversion."""
     before, after = module.pre_processor, module.post_processor
-    if type(after) not in {PostProcessor, NormalCalibratedPostProcessor, type(None)}:
+    if type(after) not in {PostProcessor, F1PostProcessor, NormalCalibratedPostProcessor, type(None)}:
         # traced on an example, another one could hide what depends on the image
         msg = f"The post-processor {type(after).__name__} cannot be exported: use anomalib's or this package's."
         raise ConfigurationError(msg)

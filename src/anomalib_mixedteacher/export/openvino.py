@@ -21,14 +21,15 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.calibration.post_processor import NormalCalibratedPostProcessor, has_good, hold_out
 from anomalib_mixedteacher.components.raw_scores import to_unit_range
 from anomalib_mixedteacher.components.training_data import check_training_images
-from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality, quantize
-from anomalib_mixedteacher.export.files import write_model
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
+from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+from mixedteacher_edge.graph import write_model
+from mixedteacher_edge.record import ModelRecord
+from mixedteacher_edge.thresholds import Thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ def export_openvino(
     reference = network(module, input_size, **(onnx_kwargs or {}))
     model, measured = reference, None
     if compression.datamodule is not None:
-        _prepare(compression.datamodule, post_processor, (provenance or {}).get("training_data"))
+        compression.datamodule.prepare_data()
+        compression.datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
     _warn_of_missing(post_processor, compression)
     if compression.kind is not None:
         model = _compressed(reference, compression, resize)
@@ -117,7 +119,7 @@ def export_openvino(
         precision="FP32" if compression.kind is None else compression.kind.value.upper(),
         image_size=(resize.size[0], resize.size[1]) if resize is not None else input_size,
         quality=measured,
-        **describe(post_processor),
+        thresholds=thresholds_of(post_processor),
         **(provenance or {}),
     )
     fixed = model if resize is None else with_resize(model, input_size)
@@ -125,35 +127,21 @@ def export_openvino(
     return write_model(graph, record, path, compression.kind == CompressionType.FP16)
 
 
-def describe(post_processor: PostProcessor | None) -> dict[str, Any]:
+def thresholds_of(post_processor: PostProcessor | None) -> Thresholds | None:
     """Describe a post-processor's thresholds for a record.
 
     Args:
         post_processor: anomalib's or this package's.
 
     Returns:
-        ``thresholds`` and ``calibration`` of the :class:`ModelRecord`; none where scores are not scaled by them.
+        The thresholds; ``None`` where there are none, or scores are not scaled by them.
     """
     if post_processor is None or not post_processor.enable_normalization:
-        return {}
-    pairs = {"image": post_processor.image_threshold.item(), "pixel": post_processor.pixel_threshold.item()}
-    thresholds = {name: value for name, value in pairs.items() if np.isfinite(value)}
-    if not isinstance(post_processor, NormalCalibratedPostProcessor) or not post_processor.image_scores.numel():
-        return {"thresholds": thresholds or None}
-    found = Calibration.of(post_processor.thresholds["image"], post_processor.alarm_rate, post_processor.min_area)
-    return {"thresholds": thresholds, "calibration": found}
-
-
-def _prepare(
-    datamodule: AnomalibDataModule, post_processor: PostProcessor | None, known: dict[str, Any] | None
-) -> None:
-    """Set up a datamodule as training did, images set aside for the thresholds included."""
-    datamodule.prepare_data()
-    datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
-    if not isinstance(post_processor, NormalCalibratedPostProcessor) or has_good(datamodule):
-        return
-    if not _is_trained_on(datamodule, known):  # else the thresholds are from a folder, and nothing was set aside
-        hold_out(datamodule, post_processor.held_out, post_processor.seed)
+        return None
+    if isinstance(post_processor, NormalCalibratedPostProcessor):
+        return post_processor.thresholds
+    image, pixel = post_processor.image_threshold.item(), post_processor.pixel_threshold.item()
+    return Thresholds(image, pixel if np.isfinite(pixel) else None) if np.isfinite(image) else None
 
 
 def _is_trained_on(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> bool:

@@ -8,7 +8,6 @@ import torch
 from anomalib.models import AnomalibModule
 
 from anomalib_mixedteacher import plugin
-from anomalib_mixedteacher.components.distillation_module import model_name
 from anomalib_mixedteacher.errors import ConfigurationError
 
 
@@ -32,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         msg = f"{path} is no checkpoint of anomalib's, or a damaged one: give the .ckpt file that training wrote."
         raise ConfigurationError(msg) from error
-    if not isinstance(content, dict) or model_name(content) not in plugin.MODELS:
+    if not isinstance(content, dict) or content.get("anomalib_mixedteacher", {}).get("model") not in plugin.MODELS:
         msg = f"{path} is not a checkpoint of {', '.join(plugin.MODELS)}: give one that such a model trained."
         raise ConfigurationError(msg)
     return content
@@ -50,5 +49,5 @@ def load_model(path: Path) -> AnomalibModule:
     Raises:
         ConfigurationError: If there is none, it is damaged, or it is another package's model.
     """
-    model_class: Any = plugin.public(str(model_name(read_checkpoint(path))))
+    model_class: Any = plugin.public(read_checkpoint(path)["anomalib_mixedteacher"]["model"])
     return cast("AnomalibModule", model_class.load_from_checkpoint(path, map_location="cpu"))

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.report.data import read_run
-from anomalib_mixedteacher.report.page import render, write
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from anomalib_mixedteacher.report.page import render
+from anomalib_mixedteacher.report.run import read_run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str]) -> None:
     if given.images is not None and given.images < 0:
         msg = f"--images {given.images} is negative: give 0 for no gallery, or a number of images."
         raise ConfigurationError(msg)
-    output = given.output or given.run / "report.html"
-    write(render(read_run(given.run), given.images), output)
+    output: Path = given.output or given.run / "report.html"
+    page = render(read_run(given.run), given.images)
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        msg = f"Cannot write {output} ({error.strerror}): give another file with --output."
+        raise DataError(msg) from error
     print(f"report  {output} ({output.stat().st_size / 1e6:.1f} MB)")

@@ -2,29 +2,28 @@
 
 import shlex
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.benchmark.result import GOOD
-from anomalib_mixedteacher.errors import DataError
-from anomalib_mixedteacher.report.columns import COLUMNS
-from anomalib_mixedteacher.report.data import Run
-from anomalib_mixedteacher.report.figures import curve_figures, histograms, tradeoff
-from anomalib_mixedteacher.report.gallery import images_by_default, rows
-from anomalib_mixedteacher.report.kept import load
-from anomalib_mixedteacher.report.plots import swatch
-from anomalib_mixedteacher.report.recall import recall_table
-from anomalib_mixedteacher.report.selection import PARTS
-from anomalib_mixedteacher.report.style import styles
-from anomalib_mixedteacher.report.table import ranked, tables
-from anomalib_mixedteacher.report.verdict import verdict
+from anomalib_mixedteacher.benchmark.tables import COLUMNS
+from anomalib_mixedteacher.report import plots
+from anomalib_mixedteacher.report.gallery import PARTS, Kept, images_by_default, rows
+from anomalib_mixedteacher.report.run import RANKING, Run, Table
+from anomalib_mixedteacher.report.verdict import counted, verdict
 
-_TEMPLATES = Path(__file__).parent
+_FOLDER = Path(__file__).parent
+_CURVES = {
+    "roc": ("ROC of images", "image_AUROC", "false positive rate", "true positive rate"),
+    "pro": ("PRO of regions", "PRO", "false positive rate of pixels", "region overlap"),
+}
+_LOWER_IS_BETTER = {"train_seconds", "wall_seconds", "latency_ms", "latency_ratio", "int8_ratio"}
+_NO_BEST = "false_alarm_rate"  # no false alarm is no merit of a model that finds nothing
 
 
 def render(run: Run, images: int | None = None) -> str:
@@ -37,96 +36,105 @@ def render(run: Run, images: int | None = None) -> str:
     Returns:
         The HTML page, which needs no other file and no network.
     """
-    models = ranked(run)
-    drawn = styles(models)
-    number = images_by_default(len(models), len(run.data_sets)) if images is None else images
-    made = _made(run)
-    loader = FileSystemLoader(_TEMPLATES)
+    styles = plots.styles(run.models)
+    number = images_by_default(len(run.models), len(run.data_sets)) if images is None else images
+    loader = FileSystemLoader(_FOLDER)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    notes: dict[str, list[str]] = {}
+    made: dict[str, dict[str, None]] = {}
+    for result in run.results:
+        for note in result.notes:
+            notes.setdefault(note, []).append(f"{result.cell.model} on {result.cell.data}, seed {result.cell.seed}")
+        for key, value in result.made.items():
+            made.setdefault(key, {})[value] = None
     return environment.get_template("report.html").render(
         run=run,
         name=run.folder.path.resolve().name,
         version=__version__,
         made=made,
-        models=models,
-        budget=_budget(run),
+        notes=notes,
+        budgets=sorted({cell.alarm_rate for cell in run.cells}),
         verdict=verdict(run),
-        notices=_notes(run),
-        columns=COLUMNS,
-        groups=[(group, len(list(columns))) for group, columns in groupby(COLUMNS, lambda column: column.group)],
-        tables=tables(run),
-        legend=[(model, swatch(style)) for model, style in drawn.items()],
-        tradeoff=tradeoff(run, drawn),
-        data_sets=[_data_set(run, data, models, drawn, number) for data in run.data_sets],
+        tables=[_table(table) for table in run.tables],
+        swatches={model: plots.swatch(style) for model, style in styles.items()},
+        tradeoff=_tradeoff(run, styles),
+        data_sets=[_data_set(run, data, styles, number) for data in run.data_sets],
+        counted=counted,
         parts=PARTS,
         good=GOOD,
         command=shlex.join(["mixedteacher", "benchmark", str(run.folder.plan), "--output", f"{run.folder.path}-again"]),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup((_FOLDER / "report.js").read_text(encoding="utf-8")),
     )
 
 
-def write(page: str, output: Path) -> None:
-    """Write a page to a file that appears when it is whole.
+def _table(table: Table) -> dict[str, Any]:
+    """Write a table's figures, and mark the best of each column: equal as written is equally good."""
+    lines: dict[str, list[dict[str, Any]]] = {model: [] for model in table.rows}
+    heads = []
+    for key, (title, digits) in COLUMNS.items():
+        known = {model: row[key] for model, row in table.rows.items() if key in row}
+        if not known:
+            continue
+        heads.append((title, "ascending" if key in _LOWER_IS_BETTER else "descending"))
+        means = [mean for mean, _ in known.values()]
+        best = min(means) if key in _LOWER_IS_BETTER else max(means)
+        has_best = len(known) > 1 and key != _NO_BEST
+        for model, line in lines.items():
+            mean, spread = known.get(model, (None, None))
+            text = "-" if mean is None else f"{mean:.{digits}f}"
+            wide = "" if spread is None else f"± {spread:.{digits}f}"
+            is_best = has_best and text == f"{best:.{digits}f}"
+            line.append({"sort": mean, "text": text, "spread": wide, "best": is_best})
+    return {"title": table.title, "heads": heads, "lines": lines, "reasons": table.reasons}
 
-    Raises:
-        DataError: If it cannot be written.
-    """
-    unfinished = output.with_name(f".{output.name}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(output)
-    except OSError as error:
-        msg = f"Cannot write {output} ({error.strerror}): give another file with --output."
-        raise DataError(msg) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+def _tradeoff(run: Run, styles: Mapping[str, plots.Style]) -> dict[str, Any] | None:
+    """Plot accuracy against latency, both as the first table gives them; ``None`` if no model has both."""
+    rows = run.tables[0].rows if run.tables else {}
+    key = next((key for key in RANKING if any(key in row for row in rows.values())), "")
+    both = {model: row for model, row in rows.items() if {"latency_ms", key} <= row.keys()}
+    if not both:
+        return None
+    points = {model: (row["latency_ms"][0], row[key][0]) for model, row in both.items()}
+    return {"uri": plots.scatter(points, styles, RANKING[key]), "label": RANKING[key], "points": points}
 
 
-def _data_set(run: Run, data: str, models: list[str], drawn: Mapping[str, Any], number: int) -> dict[str, Any]:
-    kept = load(run, data, models)
-    gallery = list(rows(data, models, kept.predictions, kept.calibrations, number)) if kept.predictions else []
+def _data_set(run: Run, data: str, styles: Mapping[str, plots.Style], number: int) -> dict[str, Any]:
+    kept, kinds = Kept.load(run, data), run.kinds([data])
+    found = [(kind, "", [run.alarms(model, [data], [kind]) for model in run.models]) for kind in kinds]
+    found.sort(key=lambda row: sum(cell.share for cell in row[2] if cell))
+    for name, style, of in (("all defects", "total", kinds), ("good (false alarms)", "alarms", [GOOD])):
+        found.append((name, style, [run.alarms(model, [data], of) for model in run.models]))
     return {
         "name": data,
-        "seed": kept.seed,
+        "seed": "" if kept.seed is None else f"seed {kept.seed}",
         "missing": kept.missing,
-        "curves": curve_figures(run, data, drawn),
-        "histograms": histograms(kept),
-        "recall": recall_table(run, data, models),
-        "gallery": gallery,
-        "unanchored": [
-            model
-            for model, known in kept.calibrations.items()
-            if known.pixel is None and kept.predictions[model].maps.size
-        ],
+        "curves": [_curves(run, data, styles, kind) for kind in _CURVES],
+        "histograms": [_histogram(kept, model) for model in kept.predictions],
+        "found": [row for row in found if any(row[2])],
+        "gallery": list(rows(kept, number)),
     }
 
 
-def _notes(run: Run) -> list[str]:
-    """Gather the results' notes, each with the cells that it is about, behind what tells a partial report."""
-    about: dict[str, list[str]] = {}
-    for result in run.results:
-        for note in result.notes:
-            about.setdefault(note, []).append(f"{result.cell.model} on {result.cell.data}, seed {result.cell.seed}")
-    everywhere = len(run.results)
-    unfinished = [run.unfinished] if run.left else []
-    notes = [note if len(cells) == everywhere else f"{note} ({'; '.join(cells)})" for note, cells in about.items()]
-    return unfinished + notes
+def _curves(run: Run, data: str, styles: Mapping[str, plots.Style], kind: str) -> dict[str, Any]:
+    title, metric, x_label, y_label = _CURVES[kind]
+    found = {model: [r.curves[kind] for r in run.of(model, data) if r.curves.get(kind)] for model in styles}
+    lines = {model: of for model, of in found.items() if of}
+    lacking = [f"{model}: {' '.join(run.why(model, data, metric))}" for model in styles if model not in lines]
+    uri = plots.curves(lines, styles, x_label, y_label) if lines else ""
+    return {"title": title, "uri": uri, "text": f"{title} on {data}: {', '.join(lines)}", "below": lacking}
 
 
-def _made(run: Run) -> dict[str, list[str]]:
-    """Gather the different dates, versions and processors."""
-    names = dict.fromkeys(["date", "version", "processor", *(name for result in run.results for name in result.made)])
-    return {name: sorted({r.made[name] for r in run.results if name in r.made}) for name in names}
-
-
-def _budget(run: Run) -> str:
-    """Write the budgets for false alarms that were asked for."""
-    rates = sorted({cell.alarm_rate for cell in run.cells})
-    return ", ".join(f"{100 * rate:g} %" for rate in rates)
-
-
-def _asset(name: str) -> Markup:
-    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+def _histogram(kept: Kept, model: str) -> dict[str, Any]:
+    predictions, threshold = kept.predictions[model], kept.calibrations[model].image
+    scores, good = np.asarray(predictions.scores, np.float64), np.array(predictions.kinds) == GOOD
+    finite, above = np.isfinite(scores), scores >= (np.inf if threshold is None else threshold)
+    if not finite.any():
+        return {"title": model, "uri": "", "text": "", "below": ["No score is a finite number."]}
+    counts = [f"{above[of].sum()} of {of.sum()} {kind}" for kind, of in (("good", good), ("defective", ~good))]
+    text = f"From the threshold on: {', '.join(counts)}."
+    uri = plots.histogram(scores[finite & good], scores[finite & ~good], threshold)
+    return {"title": model, "uri": uri, "text": text, "below": [text]}

@@ -1,30 +1,56 @@
-"""The report's plots."""
+"""The report's plots as data URIs of SVG images. No name is in them that could be cut: it stands beside."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from anomalib_mixedteacher.report.columns import significant
-from anomalib_mixedteacher.report.curves import Points
-from anomalib_mixedteacher.report.style import Style
-from anomalib_mixedteacher.report.svg import Plane
+Points = Sequence[tuple[float, float]]
 
+# Okabe and Ito's colours, without the yellow, which is too faint on white
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#333333")
+_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "D", "^", "p", "s")
 _BINS = 30
 _TAIL = 4  # a histogram ends at so many times the distance of the threshold from the lowest score
-_LABEL_HEIGHT = 14
+_GOOD, _BAD, _INK = "#5b7aa0", "#c2540a", "#1b2330"
 
 
-def swatch(style: Style) -> Markup:
-    """Draw a model's line and marker for a legend."""
-    line = Markup('<path d="M1,7 H33" stroke="{}" stroke-dasharray="{}"/>').format(style.colour, style.dash)
-    head = Markup('<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">')
-    return head + line + style.marker(17, 7, 4.5) + Markup("</svg>")
+@dataclass(frozen=True)
+class Style:
+    """How a model is drawn, as matplotlib takes it."""
+
+    color: str
+    linestyle: Any
+    marker: str
 
 
-def scatter(points: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], y_label: str) -> Markup:
+def styles(models: Sequence[str]) -> dict[str, Style]:
+    """Give each model a style; the first 35 differ in colour and line both, so that colour alone never has to do."""
+    return {
+        model: Style(_COLOURS[i % len(_COLOURS)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)])
+        for i, model in enumerate(models)
+    }
+
+
+def swatch(style: Style) -> str:
+    """Draw a model's line and marker for a legend, as a data URI."""
+    figure = Figure(figsize=(0.5, 0.2))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.plot([0, 1, 2], [0, 0, 0], color=style.color, linestyle=style.linestyle)
+    axes.plot([1], [0], color=style.color, marker=style.marker)
+    return _uri(figure)
+
+
+def scatter(points: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], y_label: str) -> str:
     """Draw accuracy against latency.
 
     Args:
@@ -32,109 +58,91 @@ def scatter(points: Mapping[str, tuple[float, float]], styles: Mapping[str, Styl
         styles: How each model is drawn.
         y_label: Name of the accuracy.
     """
-    longest = max(x for x, _ in points.values())
+    figure, axes = _axes((5.6, 3.5), "latency of one image in ms (less is better)", y_label)
+    for model, (x, y) in points.items():
+        axes.plot([x], [y], color=styles[model].color, marker=styles[model].marker, markersize=9, linestyle="")
     low, high = min(y for _, y in points.values()), max(y for _, y in points.values())
-    pad = max(0.05, 0.15 * (high - low))
-    plane = Plane((0, 1.15 * longest or 1), (max(0, low - pad), min(1, high + pad)), 520, 330)
-    drawn, placed = [], list[tuple[float, float]]()
-    for model, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
-        across, down = plane.at(x, y)
-        leftwards = across > 0.62 * plane.width
-        below = down + 4
-        while any(abs(below - other) < _LABEL_HEIGHT and abs(across - where) < 150 for where, other in placed):
-            below += _LABEL_HEIGHT
-        placed.append((across, below))
-        label = Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-            across + (-11 if leftwards else 11), below, "end" if leftwards else "start", model
-        )
-        hover = Markup("<title>{}: {} ms, {:.3f}</title>").format(model, significant(x), y)
-        drawn.append(Markup("<g>{}{}{}</g>").format(hover, styles[model].marker(across, down), label))
-    described = ", ".join(f"{model} {significant(x)} ms and {y:.3f}" for model, (x, y) in points.items())
-    frame = plane.frame("latency of one image in ms (less is better)", y_label)
-    return plane.svg(f"{y_label} against latency: {described}", frame, *drawn)
+    pad = max(0.02, 0.15 * (high - low))
+    axes.set_ylim(max(0, low - pad), min(1.005, high + pad))
+    axes.set_xlim(0, 1.1 * max(x for x, _ in points.values()) or 1)
+    return _uri(figure)
 
 
-def curves(lines: Mapping[str, Points], styles: Mapping[str, Style], title: str, x: str, y: str) -> Markup:
-    """Draw one curve for each model in a square that ends where the longest one does.
+def curves(lines: Mapping[str, Sequence[Points]], styles: Mapping[str, Style], x_label: str, y_label: str) -> str:
+    """Draw for each model the mean of its curves over seeds.
 
     Args:
-        lines: Points by model, one line or more.
+        lines: Curves by model, each by ascending ``x``; one curve or more each.
         styles: How each model is drawn.
-        title: Read aloud instead of the plot.
-        x: Label of the horizontal axis.
-        y: Label of the vertical axis.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
     """
-    end = max((points[-1][0] for points in lines.values()), default=1) or 1
-    plane = Plane((0, end), (0, 1), 340, 300)
-    drawn = [
-        Markup('<path class="curve" d="{}" stroke="{}" stroke-dasharray="{}"><title>{}</title></path>').format(
-            plane.path(points), styles[model].colour, styles[model].dash, model
-        )
-        for model, points in lines.items()
-    ]
-    chance = Markup('<path class="chance" d="{}"/>').format(plane.path([(0, 0), (end, end)]))
-    return plane.svg(title, plane.frame(x, y), chance, *drawn)
+    figure, axes = _axes((3.6, 3.3), x_label, y_label)
+    for model, found in lines.items():
+        axes.plot(*mean_curve(found), color=styles[model].color, linestyle=styles[model].linestyle)
+    end = axes.dataLim.x1 or 1
+    axes.plot([0, end], [0, end], color="#98a2b0", linestyle=(0, (1, 4)), zorder=0)
+    axes.set_xlim(0, end)
+    axes.set_ylim(0, 1.01)
+    return _uri(figure)
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """A plot of scores, and what it shows in words."""
+def mean_curve(found: Sequence[Points]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Average curves over the vertical axis, up to where the first one ends.
 
-    plot: Markup
-    text: str
+    Args:
+        found: Curves by ascending ``x``, one or more.
+
+    Returns:
+        The points ``x`` and ``y`` of the mean.
+    """
+    arrays = [np.array([(0, 0), *points], np.float64).T for points in found]
+    end = min(x[-1] for x, _ in arrays)
+    ends = np.concatenate([x for x, _ in arrays])
+    grid = np.unique(np.concatenate([ends, ends - 1e-9]).clip(0, end))  # just before each step as well
+    return np.append(0, grid), np.append(0, np.mean([np.interp(grid, x, y) for x, y in arrays], axis=0))
 
 
-def histogram(model: str, good: NDArray, bad: NDArray, threshold: float | None) -> Histogram:
+def histogram(good: NDArray[Any], bad: NDArray[Any], threshold: float | None) -> str:
     """Draw the distribution of a model's scores, each class as shares of its own images.
 
     Args:
-        model: Name of the model.
         good: Finite scores of good images, ``(N,)``.
         bad: Finite scores of defective ones, ``(M,)``; one of both has an element.
-        threshold: The calibrated threshold.
+        threshold: The calibrated threshold. Scores far beyond it are gathered in the last bar.
     """
-    everything = np.concatenate([good, bad, [] if threshold is None else [threshold]]).astype(np.float64)
-    low, high = float(everything.min()), float(everything.max())
-    end = high
+    scores = np.concatenate([good, bad, [] if threshold is None else [threshold]])
+    low, high = float(scores.min()), float(scores.max())
     if threshold is not None and threshold > low:
-        end = min(high, low + _TAIL * (threshold - low))
-    if end <= low:
-        low, end = low - 0.5 * (abs(low) or 1), low + 0.5 * (abs(low) or 1)
-    margin = 0.02 * (end - low)  # so that the lines of the outermost bins and the threshold are not on the frame
-    edges = np.linspace(low, end, _BINS + 1)
-    shares = {
-        name: np.histogram(np.clip(values, low, end), edges)[0] / max(1, len(values))
-        for name, values in (("good", good), ("bad", bad))
-    }
-    top = max(values.max() for values in shares.values())
-    plane = Plane((low - margin, end + margin), (0, 1.08 * top), 300, 190)
-    drawn = [
-        Markup('<path class="{}" d="{}"/>').format(name, plane.path(_outline(edges, values)))
-        for name, values in shares.items()
-        if values.any()
-    ]
-    x_ticks = [(low, significant(low)), (end, ("≥ " if high > end else "") + significant(end))]
+        high = min(high, low + _TAIL * (threshold - low))
+    if high <= low:
+        low, high = low - 0.5 * (abs(low) or 1), low + 0.5 * (abs(low) or 1)
+    figure, axes = _axes((3.2, 2.0), "score", "share of images")
+    for values, color, kind in ((good, _GOOD, "stepfilled"), (bad, _BAD, "step")):
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            shown: dict[str, Any] = {"histtype": kind, "alpha": 0.45 if kind == "stepfilled" else 1, "linewidth": 1.8}
+            axes.hist(np.clip(values, low, high), bins=_BINS, range=(low, high), weights=weights, color=color, **shown)
     if threshold is not None:
-        x, bottom = plane.at(threshold, 0)
-        drawn.append(Markup('<path class="threshold" d="M{:.1f},{:.1f} V12"/>').format(x, bottom))
-        near = (threshold - low) / (end - low)
-        x_ticks = [tick for tick, where in zip(x_ticks, (near, 1 - near), strict=True) if where > 0.2]
-        x_ticks.append((threshold, significant(threshold)))
-    y_ticks = [(0, "0"), (top, f"{100 * top:.0f} %")]
-    text = _in_words(good, bad, threshold)
-    frame = plane.frame("score", "share of images", x_ticks, y_ticks)
-    return Histogram(plane.svg(f"Scores of {model}. {text}", frame, *drawn), text)
+        axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1.2)
+    return _uri(figure)
 
 
-def _in_words(good: NDArray, bad: NDArray, threshold: float | None) -> str:
-    if threshold is None:
-        return f"{len(good)} good and {len(bad)} defective images; no threshold."
-    named = {"good": good, "defective": bad}
-    above = [f"{(scores > threshold).sum()} of {len(scores)} {name}" for name, scores in named.items() if len(scores)]
-    return f"Above the threshold: {', '.join(above)}."
+def _axes(size: tuple[float, float], x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size)
+    axes = figure.add_axes((0.62 / size[0], 0.5 / size[1], 1 - 0.72 / size[0], 1 - 0.58 / size[1]))
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=5)
+    axes.grid(color="#e8ecf1")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
-def _outline(edges: NDArray, values: NDArray) -> Sequence[tuple[float, float]]:
-    corners = np.repeat(edges, 2)[1:-1]
-    points = zip(corners.tolist(), np.repeat(values, 2).tolist(), strict=True)
-    return [(float(edges[0]), 0.0), *points, (float(edges[-1]), 0.0)]
+def _uri(figure: Figure) -> str:
+    buffer = BytesIO()
+    with rc_context({"svg.hashsalt": "report"}):  # the same run gives the same file
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 from anomalib_mixedteacher.components.pre_processing import (
     AntialiasedPreProcessor,
     AntialiasedResize,
-    default_transform,
+    default_pre_processor,
 )
 
 
@@ -20,14 +20,14 @@ def test_resize_equals_torch(size):
 
 
 def test_exported_transform_equals_the_training_transform():
-    pre_processor = AntialiasedPreProcessor(default_transform((48, 64)))
+    pre_processor = default_pre_processor((48, 64))
     images = torch.rand(2, 3, 150, 90)
     torch.testing.assert_close(pre_processor(images), pre_processor.transform(images), rtol=1e-5, atol=1e-5)
 
 
 def test_restored_from_a_checkpoint_configuration():
-    source = AntialiasedPreProcessor(default_transform((48, 64)))
-    restored = AntialiasedPreProcessor(default_transform((256, 256)))
+    source = default_pre_processor((48, 64))
+    restored = default_pre_processor((256, 256))
     restored.load_checkpoint_config(source.checkpoint_config())
     images = torch.rand(1, 3, 100, 100)
     assert torch.equal(restored(images), source(images))

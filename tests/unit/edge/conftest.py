@@ -8,9 +8,9 @@ import pytest
 from openvino import opset13 as ops
 from PIL import Image
 
-from anomalib_mixedteacher.edge.record import Calibration, ModelRecord, record_path, sha256
+from mixedteacher_edge import ModelRecord, Thresholds
+from mixedteacher_edge.record import record_path, sha256
 
-SCORES = [0.1, 0.2, 0.3, 0.4]
 OUTPUTS = ("anomaly_map", "pred_score", "pred_label", "pred_mask")
 
 
@@ -24,8 +24,8 @@ def save_model(path: Path, size=(-1, -1), outputs=OUTPUTS, channels=3, record=Tr
     named = {
         "anomaly_map": anomaly_map,
         "pred_score": score,
-        "pred_label": ops.greater(score, half),
-        "pred_mask": ops.convert(ops.greater(anomaly_map, half), np.uint8),
+        "pred_label": ops.greater_equal(score, half),
+        "pred_mask": ops.convert(ops.greater_equal(anomaly_map, half), np.uint8),
     }
     results = []
     for name in outputs:
@@ -39,11 +39,9 @@ def save_model(path: Path, size=(-1, -1), outputs=OUTPUTS, channels=3, record=Tr
 
 def write_record(path: Path, **values) -> None:
     files = {file.name: sha256(file) for file in (path, path.with_suffix(".bin"))}
-    calibration = Calibration(0.2, 1, SCORES)
-    thresholds = {"image": 0.5, "pixel": 0.5}
-    known = {"image_size": (48, 40), "calibration": calibration, "files": files, "thresholds": thresholds}
-    values = known | values
-    record_path(path).write_text(ModelRecord("Tiny", "0", "FP32", **values).text())
+    thresholds = Thresholds(0.5, 0.5, 0.2, 1, (0.1, 0.2, 0.3, 0.4))  # 0.21, 0.25, 0.3 and 0.38 on the scale of scores
+    known = {"image_size": (48, 40), "files": files, "thresholds": thresholds}
+    record_path(path).write_text(ModelRecord("Tiny", "0", "FP32", **known | values).text())
 
 
 def expected_map(rgb: np.ndarray) -> np.ndarray:

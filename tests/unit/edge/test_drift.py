@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anomalib_mixedteacher.edge import Prediction
-from anomalib_mixedteacher.edge.drift import DriftMonitor, DriftReport, kolmogorov_smirnov
-from anomalib_mixedteacher.edge.record import Calibration, ModelRecord
-from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
+from mixedteacher_edge import Prediction
+from mixedteacher_edge.drift import DriftMonitor, DriftReport, kolmogorov_smirnov
+from mixedteacher_edge.errors import CalibrationError, ConfigurationError
+from mixedteacher_edge.record import ModelRecord
+from mixedteacher_edge.thresholds import Thresholds
 
 
 def prediction(score: float, label: bool = False) -> Prediction:
@@ -98,8 +99,8 @@ class TestState:
 import os, sys
 from pathlib import Path
 import numpy as np
-from anomalib_mixedteacher.edge import Prediction
-from anomalib_mixedteacher.edge.drift import DriftMonitor
+from mixedteacher_edge import Prediction
+from mixedteacher_edge.drift import DriftMonitor
 monitor = DriftMonitor(np.linspace(0, 0.4, 20), Path({str(state)!r}), window=50)
 def add(score):
     monitor.add(Prediction(score, False, np.zeros((1, 1), np.float32), np.zeros((1, 1), bool), None))
@@ -146,5 +147,7 @@ def test_wrong_arguments():
             DriftMonitor(np.linspace(0, 0.4, 20), **arguments)
     with pytest.raises(CalibrationError, match="was not calibrated on good images: run 'mixedteacher calibrate"):
         DriftMonitor.of(ModelRecord("MixedTeacher", "0", "FP32"))
-    record = ModelRecord("MixedTeacher", "0", "FP32", calibration=Calibration(0.1, 4, list(np.linspace(0, 0.4, 20))))
+    record = ModelRecord(
+        "MixedTeacher", "0", "FP32", thresholds=Thresholds(0.5, 0.5, 0.1, 4, tuple(np.linspace(0, 0.4, 20)))
+    )
     assert DriftMonitor.of(record, window=9).scores == []

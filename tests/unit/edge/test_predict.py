@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_mixedteacher.cli import main
-from anomalib_mixedteacher.edge import EdgeDetector, Prediction, predict
-from anomalib_mixedteacher.edge.overlay import CONTOUR, draw
-from anomalib_mixedteacher.edge.sources import open_sources
-from anomalib_mixedteacher.errors import DataError
+from mixedteacher_edge import EdgeDetector, Prediction, Thresholds, predict
+from mixedteacher_edge.__main__ import main
+from mixedteacher_edge.errors import DataError
+from mixedteacher_edge.overlay import CONTOUR, draw
+from mixedteacher_edge.sources import open_sources
 
 
 def run(model, *arguments):
@@ -58,7 +58,7 @@ def test_csv_in_a_file(model, folder, tmp_path, capsys):
 def test_null_where_a_model_was_not_calibrated(model, folder, capsys):
     from .conftest import write_record
 
-    write_record(model, calibration=None)
+    write_record(model, thresholds=Thresholds(0.5))
     assert run(model, folder / "a.png") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["p_value"] is None
@@ -110,7 +110,7 @@ def test_errors_are_one_sentence(model, folder, tmp_path, capsys):
         captured = capsys.readouterr()
         assert not captured.out
         line = captured.err.splitlines()[-1]  # OpenCV says something of its own before
-        assert line.startswith("mixedteacher: ")
+        assert line.startswith("mixedteacher-edge: ")
         assert sentence in line
         assert "Traceback" not in captured.err
 
@@ -251,7 +251,7 @@ def test_a_name_that_is_not_utf_8(model, folder, tmp_path, form):
     assert run(model, folder, "--format", form, "--output", output) == 0
     assert (b"pr\xfcf.png" if form == "csv" else rb"pr\udcfcf.png") in output.read_bytes()
     code = (
-        f"from anomalib_mixedteacher.cli import main; main({['predict', str(model), str(folder), '--format', form]!r})"
+        f"from mixedteacher_edge.__main__ import main; main({['predict', str(model), str(folder), '--format', form]!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -290,8 +290,8 @@ def in_a_process(model, *arguments, before="", after="", **options):
     code = f"""
 import itertools, os, signal, sys
 import numpy as np
-from anomalib_mixedteacher.cli import main
-from anomalib_mixedteacher.edge import predict
+from mixedteacher_edge.__main__ import main
+from mixedteacher_edge import predict
 
 def endless(*_):
     for number in itertools.count():
@@ -347,7 +347,7 @@ def test_a_full_disk_keeps_the_rows_before(model, tmp_path, form, redirected):
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 1, error
     assert error.splitlines() == [
-        "mixedteacher: Cannot write the results (File too large): free space there, or give another file with --output."
+        "mixedteacher-edge: Cannot write the results (File too large): free space there, or give another file with --output."
     ]
     content = output.read_text()
     assert len(content) > 4500
@@ -471,19 +471,10 @@ def test_overlay_is_as_large_as_the_image():
     assert drawn.dtype == np.uint8
 
 
-def test_options_first_go_to_anomalib(monkeypatch):
-    called = []
-    monkeypatch.setattr("anomalib_mixedteacher.cli._run", lambda command, args: called.append(args))
-    assert main(["predict", "--data=images", "--ckpt_path=x"]) == 0
-    assert called == [["predict", "--model", "MixedTeacher", "--data=images", "--ckpt_path=x"]]
-
-
 def test_drift_is_told_and_its_window_kept(model, tmp_path, capsys):
-    from anomalib_mixedteacher.edge.record import Calibration
-
     from .conftest import write_record
 
-    write_record(model, calibration=Calibration(0.2, 1, np.linspace(0.1, 0.2, 50).tolist()))
+    write_record(model, thresholds=Thresholds(0.5, 0.5, 0.2, 1, tuple(np.linspace(0.1, 0.2, 50))))
     root, state = tmp_path / "line", tmp_path / "drift.json"
     root.mkdir()
     for index in range(99):
@@ -502,7 +493,7 @@ def test_drift_is_told_and_its_window_kept(model, tmp_path, capsys):
 def test_nobody_reads_the_rows_any_more(model, folder):
     """As with ``| head``."""
     arguments = ["predict", str(model), *[str(folder / "a.png")] * 50]
-    code = f"from anomalib_mixedteacher.cli import main; raise SystemExit(main({arguments!r}))"
+    code = f"from mixedteacher_edge.__main__ import main; raise SystemExit(main({arguments!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert "Traceback" not in process.communicate()[1]

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from anomalib_mixedteacher.edge import ModelRecord
-from anomalib_mixedteacher.edge.record import Calibration, read_record, record_path
-from anomalib_mixedteacher.errors import ExportedModelError
+from mixedteacher_edge import ModelRecord
+from mixedteacher_edge.errors import ExportedModelError
+from mixedteacher_edge.record import check_files, read_record, record_path
+from mixedteacher_edge.thresholds import Thresholds
 
 from .conftest import save_model, write_record
 
@@ -17,13 +18,13 @@ def change(model, **values):
 
 
 def test_read_back(model):
-    write_record(model, quality={"image_AUROC": 0.9}, thresholds={"image": 1.5, "pixel": 2.5})
+    thresholds = Thresholds(1.5, 2.5, 0.2, 1, (0.1, 0.2), (0.3, 0.4))
+    write_record(model, quality={"image_AUROC": 0.9}, thresholds=thresholds)
     record = read_record(model)
     assert isinstance(record, ModelRecord)
     assert record.image_size == (48, 40)
-    assert record.calibration == Calibration(0.2, 1, [0.1, 0.2, 0.3, 0.4])
     assert record.quality == {"image_AUROC": 0.9}
-    assert record.thresholds == {"image": 1.5, "pixel": 2.5}
+    assert record.thresholds == thresholds
     assert set(record.files) == {"model.xml", "model.bin"}
 
 
@@ -44,12 +45,12 @@ def test_no_record(tmp_path):
 
 
 def test_another_format(model):
-    change(model, format=2)
+    change(model, format=1)
     with pytest.raises(ExportedModelError, match="written by another version of this package: update the package"):
         read_record(model)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "calibration": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 2, "files": {}, "thresholds": 3}'])
 def test_no_record_at_all(model, text):
     record_path(model).write_text(text)
     with pytest.raises(ExportedModelError, match="no record of an exported model, or a damaged one: copy the folder"):
@@ -58,10 +59,12 @@ def test_no_record_at_all(model, text):
 
 @pytest.mark.parametrize("suffix", [".xml", ".bin"])
 def test_another_file_or_none(model, suffix):
+    record = read_record(model)
+    check_files(record, model)
     file = model.with_suffix(suffix)
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(ExportedModelError, match=f"{file.name} is not the file that metadata.json was written for"):
-        read_record(model)
+        check_files(record, model)
     file.unlink()
     with pytest.raises(ExportedModelError, match=f"The model's file .*{file.name} is missing: copy the folder again"):
-        read_record(model)
+        check_files(record, model)

@@ -3,7 +3,7 @@
 import math
 
 from anomalib_mixedteacher.benchmark.stream import run
-from anomalib_mixedteacher.edge import EdgeDetector
+from mixedteacher_edge import EdgeDetector
 
 
 def test_run(model, tmp_path):

@@ -60,11 +60,5 @@ def save_small(image: Image.Image, path: Path) -> None:
 if __name__ == "__main__":
     report, folder = Path(sys.argv[1]), Path(sys.argv[2])
     with open_page(report) as page:
-        for name, where in {"verdict": "body", "curves": "#curves", "images": "#gallery"}.items():
+        for name, where in {"verdict": "body", "images": "#gallery"}.items():
             save_small(photograph(page, where), folder / f"report-{name}.png")
-    with open_page(report, PHONE) as page:
-        shots = [photograph(page, where) for where in ("body", "#defects", ".row")]
-    strip = Image.new("RGB", (sum(shot.width + 20 for shot in shots) - 20, PHONE[1]), (200, 206, 214))
-    for position, shot in enumerate(shots):
-        strip.paste(shot, (position * (shot.width + 20), 0))
-    save_small(strip, folder / "report-phone.png")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
-from anomalib_mixedteacher.components.upsampling import bilinear_upsample
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 
 Fusion = Literal["standardized_sum", "product"]
@@ -49,9 +49,7 @@ class AnomalyMapGenerator(nn.Module):
     good_mean: torch.Tensor
     good_std: torch.Tensor
 
-    def __init__(
-        self, fusion: Fusion = "standardized_sum", sigma: float = 4.0, layers: Sequence[int] = (2, 2)
-    ) -> None:
+    def __init__(self, fusion: Fusion = "standardized_sum", sigma: float = 4.0, layers: Sequence[int] = (2, 2)) -> None:
         super().__init__()
         if fusion not in get_args(Fusion):
             msg = f"Unknown fusion {fusion!r}: choose one of {', '.join(get_args(Fusion))}."
@@ -66,6 +64,11 @@ class AnomalyMapGenerator(nn.Module):
         # of each layer, at the positions of the finest feature map; the same everywhere until they are known
         self.register_buffer("good_mean", torch.ones(sum(layers), 1, 1))
         self.register_buffer("good_std", torch.ones(sum(layers), 1, 1))
+
+    @property
+    def needs_good_statistics(self) -> bool:
+        """Whether the fusion compares distances with those of good images."""
+        return self.fusion == "standardized_sum"
 
     def set_good_statistics(self, features: Iterable[tuple[Features, Features]]) -> None:
         """Set mean and standard deviation of each layer's distance on good images, position by position.
@@ -98,12 +101,14 @@ class AnomalyMapGenerator(nn.Module):
         """
         if self.fusion == "product":
             weights = torch.tensor([1 / number for number in positions]).to(maps).view(1, -1, 1, 1)
-            resnet, efficientnet = (part.sum(dim=1, keepdim=True) for part in (maps * weights).split(self.layers, dim=1))
+            resnet, efficientnet = (
+                part.sum(dim=1, keepdim=True) for part in (maps * weights).split(self.layers, dim=1)
+            )
             scope = efficientnet.amax(dim=(-2, -1), keepdim=True) - efficientnet.amin(dim=(-2, -1), keepdim=True)
             return resnet * (scope * F.normalize(efficientnet, dim=-2))
         # resized before the logarithm, as the distances are: after it, steep borders would not cancel
         size = (maps.shape[-2], maps.shape[-1])
-        mean, std = (bilinear_upsample(good[None], size)[0] for good in (self.good_mean, self.good_std))
+        mean, std = (bilinear_resize(good[None], size)[0] for good in (self.good_mean, self.good_std))
         log_mean, log_std = _log_normal(mean, std)
         return ((_log(maps) - log_mean) / log_std).clamp(min=0).mean(dim=1, keepdim=True)
 
@@ -146,7 +151,7 @@ def distance_maps(teacher: Features, student: Features, size: tuple[int, int]) -
         Maps of shape ``(B, L, *size)``, non-negative.
     """
     pairs = zip(teacher, student, strict=True)
-    return torch.cat([bilinear_upsample(normalized_distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
+    return torch.cat([bilinear_resize(normalized_distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
 
 
 def _log(distances: torch.Tensor) -> torch.Tensor:

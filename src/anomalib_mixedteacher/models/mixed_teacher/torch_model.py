@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.upsampling import bilinear_upsample
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
 
@@ -134,4 +134,4 @@ class MixedTeacherModel(DistillationModel):
         """Compute predictions; the score is the maximum of the map before its upsampling to the image."""
         image_size = (images.shape[-2], images.shape[-1])
         coarse = self.anomaly_map_generator(teacher, student, image_size)
-        return InferenceBatch(anomaly_map=bilinear_upsample(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))
+        return InferenceBatch(anomaly_map=bilinear_resize(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))

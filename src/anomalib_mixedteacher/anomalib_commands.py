@@ -1,0 +1,197 @@
+"""``mixedteacher train|test|predict|export``: anomalib's commands with this package's defaults and a quiet output.
+
+They take anomalib's arguments and configuration files. Where no model is named, it is the checkpoint's, with the
+checkpoint's arguments, else MixedTeacher. ``--seed_everything`` is heard, and data without a seed is split alike by
+all commands.
+"""
+
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not sys.warnoptions:
+    warnings.simplefilter("ignore")  # the dependencies' own; this package's go through logging
+
+import yaml
+from anomalib.cli import AnomalibCLI
+from jsonargparse import ArgumentParser
+from lightning import seed_everything
+
+from anomalib_mixedteacher import plugin
+from anomalib_mixedteacher.export import MAX_DROP
+from anomalib_mixedteacher.models.restore import read_checkpoint
+from anomalib_mixedteacher.training_output import TrainingOutput, print_results
+
+EXAMPLE = """usage: mixedteacher {command} [options]
+
+  mixedteacher train --data Folder --data.name fabric --data.root fabric --data.normal_dir good
+  mixedteacher test|export --ckpt_path results/MixedTeacher/fabric/latest/weights/lightning/model.ckpt ...
+
+Options of MixedTeacher (--model Msfd or Mkd has others):
+
+{options}
+
+Options of the trainer, of the data and of anomalib: mixedteacher {command} --help-all"""
+
+
+def main(command: str, args: Sequence[str]) -> int:
+    """Run one of anomalib's commands.
+
+    Args:
+        command: Its name.
+        args: What stands behind it.
+
+    Returns:
+        Exit status 0.
+    """
+    if {"-h", "--help"} & set(args):
+        print(EXAMPLE.format(command=command, options=_model_options()))
+        return 0
+    args = ["--help" if arg == "--help-all" else arg for arg in args]
+    plugin.register()
+    _configure_logging()
+    _one_command_cli(command)([command, *_defaults(command, args), *args])
+    return 0
+
+
+def _model_options() -> str:
+    from anomalib_mixedteacher import MixedTeacher
+
+    lines = []
+    described = dict(re.findall(r"^ {8}(\w+): (.+?)(?=^ {8}\w+: |^\s*$)", MixedTeacher.__doc__ or "", re.M | re.S))
+    for name, parameter in inspect.signature(MixedTeacher).parameters.items():
+        text = " ".join(described[name].split()).replace("``", "")
+        lines.append(f"  --model.{name} (default: {parameter.default})\n      {text}")
+    return "\n".join(lines)
+
+
+class _Once(logging.Filter):
+    """Lets each message through once: anomalib repeats its advice in every epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in self.seen
+        self.seen.add(record.getMessage())
+        return new
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Once())
+    for name in ("lightning.pytorch", "lightning_fabric"):  # they have handlers of their own
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _defaults(command: str, args: Sequence[str]) -> list[str]:
+    """Give the arguments that neither the command line nor a configuration file has, in front of these."""
+    named = _configured(args) | {arg.split("=")[0].removeprefix("--") for arg in args if arg.startswith("--")}
+    defaults: dict[str, Any] = {}
+    if "model" not in named:
+        name, arguments = _of_checkpoint(args)
+        defaults["model"] = name
+        defaults |= {f"model.{key}": value for key, value in arguments.items() if f"model.{key}" not in named}
+    if command == "export" and "compression_type" in named and "max_drop" not in named:
+        defaults["max_drop"] = MAX_DROP  # anomalib's own limit to INT8's loss is five times as high
+    return [
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in defaults.items()
+    ]
+
+
+def _of_checkpoint(args: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Give the name and the arguments of the model that a checkpoint holds."""
+    path = _value_of("--ckpt_path", args)
+    if path is None or not Path(path).is_file():
+        return "MixedTeacher", {}
+    content = read_checkpoint(Path(path))
+    arguments = content["hyper_parameters"]
+    return content["anomalib_mixedteacher"]["model"], {
+        key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()
+    }
+
+
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        name, equals, value = arg.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
+
+
+def _configured(args: Sequence[str]) -> set[str]:
+    """Give the names at the top level of the configuration file; the parser says what is wrong with a bad one."""
+    path = _value_of("--config", args) or _value_of("-c", args)
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {"model"}
+    return {name for name, value in content.items() if value is not None} if isinstance(content, dict) else {"model"}
+
+
+def _one_command_cli(command: str) -> type[AnomalibCLI]:
+    class OneCommandCLI(AnomalibCLI):
+        """anomalib's command line, reduced to one command."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {name: skip for name, skip in AnomalibCLI.subcommands().items() if name == command}
+
+        @staticmethod
+        def anomalib_subcommands() -> dict[str, dict[str, str]]:
+            return {name: text for name, text in AnomalibCLI.anomalib_subcommands().items() if name == command}
+
+        @staticmethod
+        def init_parser(**kwargs: Any) -> ArgumentParser:
+            parser = AnomalibCLI.init_parser(**kwargs)
+            parser.error = partial(_refuse, parser.error)  # type: ignore[method-assign]
+            return parser
+
+        def before_instantiate_classes(self) -> None:
+            super().before_instantiate_classes()
+            config = self.config[command]
+            if isinstance(seed := config.get("seed_everything"), int) and not isinstance(seed, bool):
+                seed_everything(seed, workers=True)
+            arguments = getattr(config.get("data"), "init_args", None)
+            if arguments is not None and "seed" in arguments and arguments["seed"] is None:
+                arguments["seed"] = 0  # without one, a model would be tested on images that it was trained on
+
+        def instantiate_engine(self) -> None:
+            super().instantiate_engine()
+            if command in {"train", "fit"}:
+                self.engine._cache.args["enable_model_summary"] = False
+                self.engine._cache.args["callbacks"].append(TrainingOutput())
+            self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign, assignment]
+
+    return OneCommandCLI
+
+
+def _train(engine: Any, **arguments: Any) -> None:
+    """Train, test what was trained (anomalib's Engine tests the checkpoint that a resumed training went on from)."""
+    test_dataloaders = arguments.pop("test_dataloaders", None)
+    engine.fit(**arguments)
+    model, datamodule = arguments["model"], arguments.get("datamodule")
+    (results,) = engine.test(model, test_dataloaders, datamodule=datamodule, verbose=False)
+    print_results(model, results, Path(engine.best_model_path))
+
+
+def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoReturn:
+    """Turn the parser's report of what a user gets wrong into a sentence; leave any other report to the parser."""
+    if wrong := re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)', message):
+        text = f"{wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}."
+    elif missing := re.search(
+        r"No module named '([\w.]+)'|`(\w+)` (?:is not|was not|isn't) (?:installed|available)", message
+    ):
+        text = f"a package is missing: pip install {missing[1] or missing[2]}."
+    else:
+        otherwise(message, *args)
+    print(f"mixedteacher: {text}", file=sys.stderr)
+    raise SystemExit(2)

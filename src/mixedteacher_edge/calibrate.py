@@ -1,0 +1,169 @@
+"""The command ``calibrate MODEL.xml --good FOLDER``: thresholds from good images, beside the camera too."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import openvino
+
+from mixedteacher_edge import graph as graphs
+from mixedteacher_edge.conformal import check_alarm_rate, suspects
+from mixedteacher_edge.decoding import check_image
+from mixedteacher_edge.detector import ImageRunner
+from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError, ExportedModelError
+from mixedteacher_edge.record import check_files, read_record, record_path
+from mixedteacher_edge.sources import images_below
+from mixedteacher_edge.thresholds import Thresholds, check_min_area, region_score
+
+Calibrated: TypeAlias = tuple[Thresholds, list[str]]
+"""The thresholds, and the images among the good ones that do not look good."""
+
+_NEEDED = {"scipy", "skimage"}
+
+
+def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, min_area: int = 16) -> Calibrated:
+    """Calibrate an exported OpenVINO model on a folder of good images, by its own scores, and write it anew.
+
+    Args:
+        model: The ``.xml`` file that this package exported.
+        good: Folder of good images that the model was not trained on.
+        output: The ``.xml`` file to write, with its record.
+        alarm_rate: Share of good images that may raise an alarm.
+        min_area: Pixels of the anomaly map from which a region counts.
+
+    Returns:
+        The thresholds, and the images that do not look good.
+
+    Raises:
+        CalibrationError: If the images are too few for the budget, or the output cannot be written.
+        ConfigurationError: If the area is out of range.
+        DataError: If an image cannot be read.
+        ExportedModelError: If the model's files are damaged, or were not exported by this package.
+    """
+    check_alarm_rate(alarm_rate)
+    check_min_area(min_area)
+    check_output(output)
+    if output.suffix != ".xml":
+        msg = f"--output {output} must end in .xml, as the model does."
+        raise CalibrationError(msg)
+    path = graphs.model_file(model)
+    record = read_record(path)
+    if record is None:
+        msg = f"{model} has no {record_path(path).name} beside it: copy the whole folder of the export."
+        raise ExportedModelError(msg)
+    check_files(record, path)
+    core = openvino.Core()
+    network = graphs.raw(graphs.read_file(core, path))
+    single = network.clone()
+    graphs.set_single_image(single, path)
+    # in float32, or OpenVINO would take bfloat16 where the processor has it
+    runner = ImageRunner(core, single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, None)
+    paths = good_images(good)
+    scores, regions = [], []
+    for _, outputs in runner.run((str(path), path) for path in paths):
+        if isinstance(outputs, DataError):
+            raise outputs
+        scores.append(outputs["pred_score"].item())
+        anomaly_map = outputs["anomaly_map"]
+        regions.append(region_score(anomaly_map.reshape(anomaly_map.shape[-2:]), min_area))
+    thresholds = Thresholds.from_good(scores, regions, alarm_rate, min_area, strict=True)
+    with writing(output):
+        # weights that were stored in half the space become float32 when read; stored again they lose nothing
+        half = record.precision == "FP16"
+        calibrated = replace(record, thresholds=thresholds)
+        graphs.write_model(graphs.with_thresholds(network, thresholds), calibrated, output, compress_to_fp16=half)
+    return thresholds, [str(paths[position]) for position in suspects(scores)]
+
+
+def check_output(output: Path) -> None:
+    """Check that a model can be written, before images are scored for it.
+
+    Raises:
+        CalibrationError: If its folder is missing or cannot be written to.
+    """
+    if not output.parent.is_dir():
+        msg = f"There is no folder {output.parent} to write to: make it, or give another --output."
+        raise CalibrationError(msg)
+    with writing(output), tempfile.TemporaryFile(dir=output.parent):
+        pass
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turn what goes wrong while a model is written into one sentence.
+
+    Raises:
+        CalibrationError: If it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch and OpenVINO make RuntimeErrors of a full disk's
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        msg = f"Cannot write {output} ({reason}): free space there, or give another --output."
+        raise CalibrationError(msg) from error
+
+
+def good_images(good: Path) -> list[Path]:
+    """Find good images, each of which was looked at, in a folder; or take one image.
+
+    Raises:
+        DataError: If there is none, or one cannot be used.
+    """
+    if not good.exists():
+        msg = f"There is no file or folder {good}: check the path."
+        raise DataError(msg)
+    paths = images_below(good) if good.is_dir() else [good]
+    for path in paths:
+        check_image(path)
+    return paths
+
+
+def main(arguments: Sequence[str], calibrate_checkpoint: Callable[..., Calibrated] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stands behind the command's name.
+        calibrate_checkpoint: Does for a checkpoint what :func:`calibrate_export` does for an exported model.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        MixedTeacherError: If the user has to mend something.
+    """
+    given = _parser().parse_args(arguments)
+    output = given.output or given.model.with_name(f"{given.model.stem}-calibrated{given.model.suffix}")
+    calibrate = calibrate_export if given.model.suffix == ".xml" else calibrate_checkpoint
+    if calibrate is None:
+        msg = f"{given.model} is no exported model (.xml): install anomalib-mixedteacher to calibrate checkpoints."
+        raise ConfigurationError(msg)
+    try:
+        thresholds, named = calibrate(given.model, given.good, output, given.alarm_rate, given.min_area)
+        print(thresholds.text())
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        msg = "calibrate needs scipy and scikit-image: pip install 'anomalib-mixedteacher-edge[calibrate]'."
+        raise ConfigurationError(msg) from error
+    for path in named:
+        print(f"look whether it has a defect: {path}")
+    print(f"model   {output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{Path(sys.argv[0]).stem} calibrate",
+        description="Set the thresholds of a checkpoint or an exported model from a folder of good images.",
+    )
+    parser.add_argument("model", type=Path, help="exported model (.xml), or checkpoint (.ckpt) that training wrote")
+    parser.add_argument("--good", type=Path, required=True, help="folder of good images that were not trained on")
+    parser.add_argument("--alarm-rate", type=float, default=0.05, help="share of good images that may raise an alarm")
+    parser.add_argument("--min-area", type=int, default=16, help="pixels of the map from which a region counts")
+    parser.add_argument("--output", type=Path, help="default: the model's name with -calibrated")
+    return parser

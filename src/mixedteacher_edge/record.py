@@ -1,0 +1,108 @@
+"""The record beside an exported model: what it is, what it was measured to do, and which files belong to it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mixedteacher_edge.errors import ExportedModelError
+from mixedteacher_edge.thresholds import Thresholds
+
+FORMAT = 2
+AGAIN = "copy the folder again, or export again"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What is known of an exported model; ``metadata.json`` beside ``model.xml``.
+
+    Attributes:
+        model: Class name of the model.
+        version: Version of this package that exported it.
+        precision: ``FP32``, ``FP16``, ``INT8`` (weights only), ``INT8_PTQ`` or ``INT8_ACQ``.
+        image_size: Height and width to which the graph resizes images; ``None`` if it does not.
+        teacher_weights: Where the teachers' weights came from.
+        fingerprints: SHA-256 of each teacher's weights, by backbone.
+        training_data: ``images`` and ``sha256`` of the training images; ``None`` if unknown.
+        thresholds: Raw thresholds of the graph; ``None`` if it has none.
+        quality: AUROC on labelled images, of this file and of the same graph in FP32; ``None`` if not measured.
+        files: SHA-256 of each of the model's files, by name.
+    """
+
+    model: str
+    version: str
+    precision: str
+    image_size: tuple[int, int] | None = None
+    teacher_weights: str | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    training_data: dict[str, Any] | None = None
+    thresholds: Thresholds | None = None
+    quality: dict[str, float] | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Write the record as JSON."""
+        return json.dumps({"format": FORMAT} | asdict(self), indent=2) + "\n"
+
+
+def record_path(model: Path) -> Path:
+    """Give the path of a model's record: ``metadata.json`` for ``model.xml``, else ``<name>.metadata.json``."""
+    return model.with_name("metadata.json" if model.stem == "model" else f"{model.stem}.metadata.json")
+
+
+def sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file, as a hexadecimal string."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_record(model: Path) -> ModelRecord | None:
+    """Read a model's record; the model's files are left to :func:`check_files`.
+
+    Args:
+        model: Path of the ``.xml`` file.
+
+    Returns:
+        The record; ``None`` if there is none, as beside models that anomalib exported.
+
+    Raises:
+        ExportedModelError: If the record cannot be read.
+    """
+    path = record_path(model)
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            msg = f"{path} was written by another version of this package: update the package, or export again."
+            raise ExportedModelError(msg)
+        values = {entry.name: content[entry.name] for entry in fields(ModelRecord) if entry.name in content}
+        if values.get("image_size") is not None:
+            height, width = values["image_size"]
+            values["image_size"] = (int(height), int(width))
+        if values.get("thresholds") is not None:
+            values["thresholds"] = Thresholds.read(values["thresholds"])
+        return ModelRecord(**values | {"files": dict(values["files"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} is no record of an exported model, or a damaged one: {AGAIN}."
+        raise ExportedModelError(msg) from error
+
+
+def check_files(record: ModelRecord, model: Path) -> None:
+    """Check that a model's files are those that its record was written for.
+
+    Args:
+        record: The record.
+        model: Path of the ``.xml`` file.
+
+    Raises:
+        ExportedModelError: If a file is missing or is not the recorded one.
+    """
+    for name in (model.name, model.with_suffix(".bin").name):
+        file = model.with_name(name)
+        if not file.exists():
+            msg = f"The model's file {file} is missing: {AGAIN}."
+            raise ExportedModelError(msg)
+        if sha256(file) != record.files.get(name):
+            msg = f"{file} is not the file that {record_path(model).name} was written for, or it is damaged: {AGAIN}."
+            raise ExportedModelError(msg)
