@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from anomalib.metrics.threshold.f1_adaptive_threshold import _F1AdaptiveThreshold  # the public one takes batches only
+from anomalib_mixedteacher.calibration.conformal import conformal_rank, conformal_threshold
 from common import table
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
 from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
-from anomalib_mixedteacher.calibration.conformal import conformal_rank, conformal_threshold
 
 Scores = NDArray[np.float64]
 Way = Callable[[Scores, Scores], float]

@@ -1,37 +1,36 @@
-"""Reading images for anomalib: those of more than 8 bits over their whole range, bad ones reported by name."""
+"""Reading images for anomalib by the rules of the edge: 16 bits over their whole range, upright, bad ones named."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data.utils import image as anomalib_image
 from PIL import Image
+from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from mixedteacher_edge.decoding import (
-    DECODE_ERRORS,
-    MIN_SIDE,
-    SIXTEEN_BIT_MAX,
-    check_image,
-    check_size,
-    deep_values,
-    to_rgb,
-    undecodable,
-)
-from mixedteacher_edge.errors import DataError
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, MIN_SIDE, ORIENTATION, check_size, setting, to_rgb
 
-__all__ = ["DECODE_ERRORS", "MIN_SIDE", "check_file_size", "check_image", "check_size", "read_image", "to_rgb"]
-
-# behind the plugin's own, where that has taken its place
-_anomalib_read_image = getattr(anomalib_image.read_image, "__wrapped__", anomalib_image.read_image)
+__all__ = [
+    "BITS",
+    "DECODE_ERRORS",
+    "MIN_SIDE",
+    "check_bits",
+    "check_image",
+    "check_mask",
+    "check_size",
+    "read_image",
+    "setting",
+    "to_rgb",
+]
 
 
 def read_image(path: str | Path, as_tensor: bool = False) -> Any:
-    """Read an image as anomalib's ``read_image`` does, and grey ones of more than 8 bits over their whole range.
+    """Read an image in place of anomalib's ``read_image``.
 
     anomalib converts with Pillow's ``convert("RGB")``, which clips values at 255: a 16-bit photo becomes white without
-    a word, and one of floating-point values in ``[0, 1]`` black. Here 16-bit values are divided by 65535, and
-    floating-point ones are taken as they are.
+    a word, and one of floating-point values in ``[0, 1]`` black. It leaves a photo lying that EXIF says is upright, and
+    refuses one of more than 179 megapixels. See :func:`~mixedteacher_edge.decoding.to_rgb`.
 
     Args:
         path: Image file.
@@ -41,32 +40,56 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
         float32 tensor of shape ``(3, H, W)``, or float64 array of shape ``(H, W, 3)``, both in ``[0, 1]``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         DataError: If it cannot be decoded, or has values of a range that is not known.
     """
-    try:
-        with Image.open(path) as image:
-            values = deep_values(image, path)
-            if values is None:
-                return _anomalib_read_image(path, as_tensor=as_tensor)
-    except (FileNotFoundError, DataError):
-        raise
-    except DECODE_ERRORS as error:
-        raise undecodable(path, error) from error
-    grey = values / SIXTEEN_BIT_MAX if values.dtype == np.uint16 else values.astype(np.float64)
+    rgb = to_rgb(path, min_side=1)
     if as_tensor:
-        return torch.from_numpy(grey).float().expand(3, -1, -1).contiguous()
-    return np.repeat(grey[..., None], 3, axis=-1)
+        return to_dtype(to_image(rgb), torch.float32, scale=True)
+    return rgb / (255.0 if rgb.dtype == np.uint8 else np.float64(1))
 
 
-def check_file_size(path: str | Path) -> None:
-    """Check an image file's size by its header.
+def check_image(path: str | Path) -> None:
+    """Check that an image can be decoded, is large enough and shows something.
 
     Args:
         path: Image file.
 
     Raises:
-        DataError: If a side is below 32 pixels.
+        DataError: If it cannot be used, or has one value in all its pixels.
     """
-    with Image.open(path) as image:
-        check_size(path, image.height, image.width)
+    rgb = to_rgb(path)
+    if (rgb == rgb[0, 0]).all():
+        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
+        raise DataError(msg)
+
+
+def check_mask(image: str | Path, mask: str | Path) -> None:
+    """Check that a mask has the shape of its image, which is upright.
+
+    Raises:
+        DataError: If it has another one.
+    """
+    shapes = []
+    for path in (image, mask):
+        with Image.open(path) as file:
+            turned = file.format != "TIFF" and file.getexif().get(ORIENTATION, 1) >= 5  # Pillow turns TIFF files itself
+            shapes.append(file.size[::-1] if turned else file.size)
+    (width, height), drawn = shapes
+    if drawn != (width, height):
+        msg = f"The mask {mask} is {drawn[0]} x {drawn[1]} pixels, its image {width} x {height}: draw it on the image."
+        raise DataError(msg)
+
+
+def check_bits(training_data: dict[str, Any] | None) -> None:
+    """Check that images are read with the bits that a model was trained with.
+
+    Args:
+        training_data: What the model's checkpoint knows of its training images.
+
+    Raises:
+        ConfigurationError: If they are not.
+    """
+    trained = (training_data or {}).get("bits", 16)
+    if trained != setting(BITS):
+        msg = f"The model was trained on images of {trained} bits: set the environment variable {BITS}={trained}."
+        raise ConfigurationError(msg)

@@ -13,7 +13,6 @@ import openvino
 
 from mixedteacher_edge import graph as graphs
 from mixedteacher_edge.conformal import check_alarm_rate, suspects
-from mixedteacher_edge.decoding import check_image
 from mixedteacher_edge.detector import ImageRunner
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import check_files, read_record, record_path
@@ -109,18 +108,15 @@ def writing(output: Path) -> Iterator[None]:
 
 
 def good_images(good: Path) -> list[Path]:
-    """Find good images, each of which was looked at, in a folder; or take one image.
+    """Find good images in a folder, or take one image.
 
     Raises:
-        DataError: If there is none, or one cannot be used.
+        DataError: If there is none.
     """
     if not good.exists():
         msg = f"There is no file or folder {good}: check the path."
         raise DataError(msg)
-    paths = images_below(good) if good.is_dir() else [good]
-    for path in paths:
-        check_image(path)
-    return paths
+    return images_below(good) if good.is_dir() else [good]
 
 
 def main(arguments: Sequence[str], calibrate_checkpoint: Callable[..., Calibrated] | None = None) -> int:

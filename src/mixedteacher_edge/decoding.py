@@ -1,8 +1,11 @@
-"""Images of any accepted kind as RGB arrays, by the same rules for training and beside the camera.
+"""Images of any accepted kind as RGB arrays, by the same rules for training and beside the camera."""
 
-It imports numpy and Pillow, neither torch nor anomalib.
-"""
-
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,158 +14,93 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mixedteacher_edge.errors import DataError
+from mixedteacher_edge.errors import ConfigurationError, DataError
 
 MIN_SIDE = 32  # the deepest layers in use have a stride of 32: below it a map has no position of its own
-SIXTEEN_BIT_MAX = 65535
+BITS = "MIXEDTEACHER_BITS"
+MAX_PIXELS = "MIXEDTEACHER_MAX_PIXELS"
+_DEFAULTS = {BITS: 16, MAX_PIXELS: 500_000_000}  # 1.5 GB as RGB
 
-# What Pillow raises for files that are truncated, of another type, damaged inside, or absurdly large.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+# What Pillow raises for files that are truncated, of another type, or damaged inside.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
+_PILLOW = threading.Lock()
+_STRIP = 2**22  # pixels that are converted at a time
+ORIENTATION, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 0x0112, 258, 339  # tags of EXIF and TIFF
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
+RGB: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 
-def to_rgb(image: ImageSource, name: str | None = None) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Turn an image into an RGB array; grey is repeated over the channels, alpha is dropped.
+def to_rgb(
+    image: ImageSource,
+    name: str | None = None,
+    bits: int | None = None,
+    max_pixels: int | None = None,
+    min_side: int = MIN_SIDE,
+) -> RGB:
+    """Turn an image into an RGB array; grey is repeated over the channels, alpha is dropped, EXIF turns it upright.
 
     Args:
         image: Image file, encoded content of one, Pillow image, or array of shape ``(H, W)``, ``(H, W, 1)``,
             ``(H, W, 3)`` or ``(H, W, 4)`` of uint8, of uint16, or of floating-point values in ``[0, 1]``.
         name: What messages call the image; the path or the kind by default.
+        bits: Bits that the values of a 16-bit image use, 9 to 16, as 12 of a 12-bit camera's; the environment variable
+            ``MIXEDTEACHER_BITS`` or 16 by default.
+        max_pixels: Most pixels that a file may have; the environment variable ``MIXEDTEACHER_MAX_PIXELS`` or 500
+            million by default.
+        min_side: Fewest pixels on a side.
 
     Returns:
         Contiguous array of shape ``(H, W, 3)``: uint8 of 8-bit images, else float32 in ``[0, 1]``. It shares
         the memory of ``image`` where nothing had to be changed.
 
     Raises:
-        DataError: If there is no such file, if it cannot be decoded, if a side is below 32 pixels, or if the array's
+        DataError: If there is no such file, if it cannot be decoded, if it is too small or too large, or if the array's
             shape, type or values are not as above.
+        ConfigurationError: If an environment variable is no number.
     """
     name = image_name(image) if name is None else name
-    if isinstance(image, np.ndarray):
-        return _array_to_rgb(image, name)
-    try:
-        if isinstance(image, Image.Image):
-            values = _decode(image, name)
-        elif isinstance(image, (str, Path, bytes)):
-            with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as file:
-                values = _decode(file, name)
-        else:
-            msg = f"An image cannot be a {type(image).__name__}: give a path, bytes, a Pillow image or a numpy array."
-            raise DataError(msg)
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        msg = f"There is no image {name}: check the path."
-        raise DataError(msg) from error
-    except DECODE_ERRORS as error:
-        raise undecodable(name, error) from error
-    return _array_to_rgb(values, name)
-
-
-def deep_values(image: Image.Image, name: str | Path) -> NDArray[np.uint16] | NDArray[np.float32] | None:
-    """Take the values of a grey image of more than 8 bits, which Pillow's ``convert("RGB")`` would clip at 255.
-
-    Args:
-        image: Opened image.
-        name: What messages call the image.
-
-    Returns:
-        Array of shape ``(H, W)``: uint16 over ``[0, 65535]`` or float32 in ``[0, 1]``; ``None`` if the image is of
-        another kind.
-
-    Raises:
-        DataError: If the values are 32-bit integers, or floating-point and not in ``[0, 1]``.
-    """
-    # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
-        return np.asarray(image).astype(np.uint16)
-    if image.mode == "I":
+    values = image if isinstance(image, np.ndarray) else _decode(image, name, setting(MAX_PIXELS, max_pixels))
+    channels_last = values[..., None] if values.ndim == 2 else values
+    if channels_last.ndim != 3 or channels_last.shape[-1] not in {1, 3, 4}:
         msg = (
-            f"The image {name} has 32-bit integers as values, of a range that is not known: save it with 8 or 16 bits."
+            f"The image {name} has the shape {values.shape}: give height and width, then 1, 3 or 4 channels if there "
+            "are any."
         )
         raise DataError(msg)
-    if image.mode != "F":
-        return None
-    values = np.asarray(image)
-    check_range(values, name, "divide them by their range, or save the image with 8 or 16 bits")
-    return values
+    height, width, channels = channels_last.shape
+    check_size(name, height, width, min_side)
+    scaled: NDArray[Any] = _scaled(channels_last, name, setting(BITS, bits))
+    return np.repeat(scaled, 3, axis=-1) if channels == 1 else np.ascontiguousarray(scaled[..., :3])
 
 
-def check_range(values: NDArray[np.floating[Any]], name: str | Path, remedy: str) -> None:
-    """Check that floating-point values are in ``[0, 1]``.
-
-    Args:
-        values: Values of an image.
-        name: What the message calls the image.
-        remedy: What the user may do, to end the message.
+def setting(variable: str, given: int | None = None) -> int:
+    """Give the value of a setting: what was given, else the environment variable's, else the default.
 
     Raises:
-        DataError: If they are not.
+        ConfigurationError: If the environment variable is no number.
     """
-    if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails as well
-        msg = f"The image {name} has values that are not in [0, 1]: {remedy}."
-        raise DataError(msg)
+    text = os.environ.get(variable, str(_DEFAULTS[variable]))
+    if given is None and not text.isdecimal():
+        msg = f"The environment variable {variable} is {text!r}: give a number, or remove it."
+        raise ConfigurationError(msg)
+    return int(text) if given is None else given
 
 
-def check_size(name: str | Path, height: int, width: int) -> None:
+def check_size(name: str | Path, height: int, width: int, min_side: int = MIN_SIDE) -> None:
     """Check that an image is large enough.
 
-    Args:
-        name: Image file, or what else the message is to call the image.
-        height: Height in pixels.
-        width: Width in pixels.
-
     Raises:
-        DataError: If a side is below 32 pixels.
+        DataError: If a side is below ``min_side`` pixels.
     """
-    if min(height, width) < MIN_SIDE:
+    if min(height, width) < min_side:
         msg = (
-            f"The image {name} is {width} x {height} pixels, smaller than {MIN_SIDE} pixels on a side: "
+            f"The image {name} is {width} x {height} pixels, smaller than {min_side} pixels on a side: "
             "remove it or provide a larger one."
         )
         raise DataError(msg)
-
-
-def check_image(path: str | Path) -> None:
-    """Check that an image can be decoded, is large enough and shows something, without keeping its pixels.
-
-    Args:
-        path: Image file.
-
-    Raises:
-        DataError: If it cannot be decoded, has a side below 32 pixels, values of a range that is not known, or one
-            value in all its pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.draft("L", (MIN_SIDE, MIN_SIDE))  # JPEG: read the whole stream, decode at an eighth of the size
-            image.load()
-            flat = _is_flat(image, path)
-        if flat and image.size != (width, height):
-            with Image.open(path) as whole:
-                flat = _is_flat(whole, path)
-    except DataError:
-        raise
-    except DECODE_ERRORS as error:
-        raise undecodable(path, error) from error
-    check_size(path, height, width)
-    if flat:
-        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
-        raise DataError(msg)
-
-
-def undecodable(name: str | Path, error: Exception) -> DataError:
-    """Make the error for an image that Pillow cannot read.
-
-    Args:
-        name: Image file, or what else the message is to call the image.
-        error: What Pillow raised.
-    """
-    # Pillow's own sentence repeats the path, or shows the address of a buffer
-    reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
-    return DataError(f"Cannot read the image {name} ({reason}): replace the file or remove it.")
 
 
 def image_name(image: ImageSource) -> str:
@@ -172,38 +110,131 @@ def image_name(image: ImageSource) -> str:
     return str(getattr(image, "filename", "") or f"({type(image).__name__})")
 
 
-def _is_flat(image: Image.Image, path: str | Path) -> bool:
-    values = deep_values(image, path)
-    if values is not None:  # not every 16-bit mode has extrema in Pillow
-        return bool(values.min() == values.max())
-    extrema: Any = image.getextrema()  # one pair of values, or one for each band
-    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return all(low == high for low, high in bands)
+def pages(path: Path) -> int:
+    """Count the pages of a TIFF file; 1 for any other, and for a file that cannot be read."""
+    if path.suffix.lower() not in {".tif", ".tiff"}:
+        return 1
+    try:
+        with _any_size(), Image.open(path) as file:
+            return int(getattr(file, "n_frames", 1))
+    except DECODE_ERRORS:
+        return 1
 
 
-def _decode(image: Image.Image, name: str) -> NDArray[Any]:
-    if (values := deep_values(image, name)) is not None:
-        return values
-    return np.array(image.convert("RGB"))  # a copy, since OpenVINO shares memory with writable arrays only
+def read_page(path: Path, number: int) -> Image.Image:
+    """Read a page of a TIFF file.
+
+    Args:
+        path: The file.
+        number: From 1 on.
+    """
+    with _any_size():
+        file = Image.open(path)
+        file.seek(number - 1)
+    return file
 
 
-def _array_to_rgb(values: NDArray[Any], name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
-    channels_last = values[..., None] if values.ndim == 2 else values
-    if channels_last.ndim != 3 or channels_last.shape[-1] not in {1, 3, 4}:
+def _decode(image: Any, name: str, max_pixels: int) -> NDArray[Any]:
+    try:
+        if isinstance(image, Image.Image):
+            return _values(image, name, max_pixels)
+        if not isinstance(image, (str, Path, bytes)):
+            msg = f"An image cannot be a {type(image).__name__}: give a path, bytes, a Pillow image or a numpy array."
+            raise DataError(msg)
+        with _any_size():
+            file = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
+        with file:
+            if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
+                _tell_of_pages(name)
+            return _values(file, name, max_pixels)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        msg = f"There is no image {name}: check the path."
+        raise DataError(msg) from error
+    except DECODE_ERRORS as error:
+        # Pillow's own sentence repeats the path, or shows the address of a buffer
+        reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        msg = f"Cannot read the image {name} ({reason}): replace the file or remove it."
+        raise DataError(msg) from error
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Lift Pillow's limit, which is one for the whole process and takes a line scan for an attack."""
+    with _PILLOW:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@lru_cache(maxsize=1024)
+def _tell_of_pages(name: str) -> None:
+    logger.warning("%s has several pages, of which the first is taken.", name)
+
+
+def _values(image: Image.Image, name: str, max_pixels: int) -> NDArray[Any]:
+    """Take an image's values, upright: ``(H, W, 3)`` uint8, or ``(H, W)`` of a grey image of more than 8 bits.
+
+    Those Pillow's ``convert("RGB")`` would clip at 255.
+    """
+    width, height = image.size
+    if width * height > max_pixels:
         msg = (
-            f"The image {name} has the shape {values.shape}: give height and width, then 1, 3 or 4 channels if there "
-            "are any."
+            f"The image {name} has {width * height / 1e6:.1f} megapixels, and the limit is {max_pixels / 1e6:g}: raise "
+            f"it (max_pixels, --max-pixels, or the environment variable {MAX_PIXELS}), or cut the image up."
         )
         raise DataError(msg)
-    check_size(name, *channels_last.shape[:2])
-    grey = channels_last.shape[-1] == 1
-    rgb = np.repeat(channels_last, 3, axis=-1) if grey else np.ascontiguousarray(channels_last[..., :3])
-    if rgb.dtype == np.uint8:
-        return rgb
-    if rgb.dtype.kind == "u" and rgb.dtype.itemsize == 2:  # in either byte order
-        return np.divide(rgb, SIXTEEN_BIT_MAX, dtype=np.float32)
-    if rgb.dtype.kind != "f":
-        msg = f"The image {name} has values of type {rgb.dtype}: give uint8, uint16, or floating-point in [0, 1]."
+    if width * height > (Image.MAX_IMAGE_PIXELS or max_pixels):
+        with _any_size():  # TIFF files are checked once more when they are loaded
+            image.load()
+    else:
+        image.load()
+    values = _deep_values(image, name)
+    if values is None:
+        width, height = image.size  # TIFF files may have been turned
+        values = np.empty((height, width, 3), np.uint8)
+        rows = 1 + _STRIP // width
+        for top in range(0, height, rows):  # Pillow's own RGB takes four bytes a pixel, and its copy three
+            strip = image.crop((0, top, width, min(top + rows, height)))
+            values[top : top + rows] = np.asarray(strip.convert("RGB"))
+    # TIFF files come upright, and without this entry, when they are loaded
+    turned = int(image.getexif().get(ORIENTATION, 1))
+    values = values.swapaxes(0, 1) if turned >= 5 else values
+    return values[:: -1 if turned in {3, 4, 7, 8} else 1, :: -1 if turned in {2, 3, 6, 7} else 1]
+
+
+def _deep_values(image: Image.Image, name: str) -> NDArray[Any] | None:
+    # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "F":
+        return np.asarray(image)
+    if image.mode != "I":
+        return None
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_BITS_PER_SAMPLE) == (16,) and tags.get(_SAMPLE_FORMAT) in {2, (2,)}:
+        return np.asarray(image).astype(np.int16)
+    msg = f"The image {name} has 32-bit integers as values, of a range that is not known: save it with 8 or 16 bits."
+    raise DataError(msg)
+
+
+def _scaled(values: NDArray[Any], name: str, bits: int) -> RGB:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 2:  # in either byte order
+        largest = 2 ** (min(bits, 15) if values.dtype.kind == "i" else bits) - 1
+        if values.min() < 0 or values.max() > largest:
+            found = f"{values.min()} to {values.max()}"
+            msg = f"The image {name} has values from {found}, not 0 to {largest}: give the camera's bits, or mend it."
+            raise DataError(msg)
+        return np.divide(values, largest, dtype=np.float32)
+    if values.dtype.kind != "f":
+        msg = f"The image {name} has values of type {values.dtype}: give uint8, uint16, or floating-point in [0, 1]."
         raise DataError(msg)
-    check_range(rgb, name, "divide them by 255, or pass uint8")
-    return rgb.astype(np.float32, copy=False)
+    if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails as well
+        msg = f"The image {name} has values that are not in [0, 1]: divide them by their range, or save it with 8 bits."
+        raise DataError(msg)
+    return values.astype(np.float32, copy=False)

@@ -102,7 +102,7 @@ class Thresholds:
         return self.image if kind == "image" or self.pixel is None else self.pixel
 
     def unit(self, kind: Kind) -> float:
-        """Give the step of the scale: the distance of the good images' median, the lower one of two, from the threshold.
+        """Give the step of the scale: the distance from the good images' median, the lower of two, to the threshold.
 
         Without scores, or where the median lies at the threshold, it is the threshold's own size.
         """
@@ -158,7 +158,10 @@ class Arithmetic(NamedTuple):
     number: Callable[[float], Any] = np.float32
 
 
-def rescale(values: Any, threshold: Any, unit: Any, arithmetic: Arithmetic = Arithmetic()) -> Any:
+_ARRAYS = Arithmetic()
+
+
+def rescale(values: Any, threshold: Any, unit: Any, arithmetic: Arithmetic = _ARRAYS) -> Any:
     """Rescale to 0.5 at a threshold and towards 0 and 1 on either side; a unit below the threshold becomes 0.25.
 
     It is monotone, so that ranks, and with them AUROC and p-values, stay as they are, up to rounding. A value reaches

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from anomalib_mixedteacher.data._generate import cache_root
 
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
-from anomalib_mixedteacher.data._generate import cache_root
 from anomalib_mixedteacher.errors import CacheError
 
 

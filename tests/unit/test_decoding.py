@@ -1,158 +1,67 @@
-"""Images of every accepted kind, and each one that is refused."""
-
-import io
-import re
-from pathlib import Path
+"""Images as anomalib's data sets read them."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from anomalib_mixedteacher.decoding import to_rgb
-from anomalib_mixedteacher.errors import DataError
+from anomalib_mixedteacher.decoding import check_bits, check_image, check_mask, read_image, to_rgb
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (40, 50, 3), np.uint8)
 GREY16 = RNG.integers(0, 65536, (40, 50), np.uint16)
+FLOAT = (RGB[..., 0] / 255).astype(np.float32)
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
+@pytest.mark.parametrize(("values", "name"), [(RGB, "i.png"), (GREY16, "i.png"), (FLOAT, "i.tif")])
+def test_read_as_beside_the_camera(tmp_path, values, name):
+    Image.fromarray(values).save(tmp_path / name)
+    check_image(tmp_path / name)
+    rgb = to_rgb(tmp_path / name)
+    expected = rgb / np.float32(255) if rgb.dtype == np.uint8 else rgb
+    tensor = read_image(tmp_path / name, as_tensor=True)
+    torch.testing.assert_close(tensor.as_subclass(torch.Tensor), torch.from_numpy(expected).permute(2, 0, 1))
+    assert tensor.is_contiguous()
+    array = read_image(tmp_path / name)
+    assert array.dtype == np.float64
+    np.testing.assert_allclose(array, expected, atol=1e-7)
 
 
-def saved(folder: Path, content: bytes, name: str = "image.png") -> Path:
-    (folder / name).write_bytes(content)
-    return folder / name
+def test_8_bits_as_anomalib_reads_them(tmp_path):
+    from anomalib.data.utils import image
+
+    theirs = getattr(image.read_image, "__wrapped__", image.read_image)
+    Image.fromarray(RGB).save(tmp_path / "i.png")
+    for as_tensor in (False, True):
+        assert (read_image(tmp_path / "i.png", as_tensor) == theirs(tmp_path / "i.png", as_tensor)).all()
 
 
-def assert_rgb(result, expected, dtype):
-    assert result.dtype == dtype
-    assert result.flags.c_contiguous
-    assert np.array_equal(result, expected)
+def test_a_covered_camera(tmp_path):
+    Image.new("RGB", (40, 50), (3, 200, 9)).save(tmp_path / "flat.png")
+    with pytest.raises(DataError, match="flat.png has the same value in all its pixels"):
+        check_image(tmp_path / "flat.png")
 
 
-def test_every_kind_of_an_8_bit_image(tmp_path):
-    picture = Image.fromarray(RGB)
-    path = saved(tmp_path, encoded(picture))
-    for image in (path, str(path), path.read_bytes(), picture, RGB, RGB.copy(order="F"), RGB[:, ::-1][:, ::-1]):
-        assert_rgb(to_rgb(image), RGB, np.uint8)
-    assert np.shares_memory(to_rgb(RGB), RGB)
+@pytest.mark.parametrize(("kind", "size"), [("jpg", (50, 40)), ("tif", (50, 40))])
+def test_masks_are_drawn_on_the_upright_image(tmp_path, kind, size):
+    picture = Image.fromarray(RGB)  # 50 wide, 40 high as it lies
+    picture.getexif()[0x0112] = 6
+    picture.save(tmp_path / f"i.{kind}", exif=picture.getexif())
+    assert read_image(tmp_path / f"i.{kind}", as_tensor=True).shape == (3, 50, 40)
+    Image.new("L", (40, 50)).save(tmp_path / "upright.png")
+    Image.new("L", (50, 40)).save(tmp_path / "lying.png")
+    check_mask(tmp_path / f"i.{kind}", tmp_path / "upright.png")
+    with pytest.raises(DataError, match="lying.png is 50 x 40 pixels, its image 40 x 50: draw it on the image"):
+        check_mask(tmp_path / f"i.{kind}", tmp_path / "lying.png")
 
 
-def test_grey_is_repeated():
-    expected = np.stack([RGB[..., 0]] * 3, axis=-1)
-    for image in (RGB[..., 0], RGB[..., :1], Image.fromarray(RGB[..., 0])):
-        assert_rgb(to_rgb(image), expected, np.uint8)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1"])
-def test_modes_are_converted_as_pillow_does(mode):
-    picture = Image.fromarray(RGB).convert(mode)
-    assert_rgb(to_rgb(picture), np.asarray(picture.convert("RGB")), np.uint8)
-
-
-def test_alpha_is_dropped_as_pillow_drops_it():
-    rgba = RNG.integers(0, 256, (40, 50, 4), np.uint8)
-    dropped = np.asarray(Image.fromarray(rgba).convert("RGB"))
-    assert_rgb(to_rgb(rgba), dropped, np.uint8)
-    assert_rgb(to_rgb(encoded(Image.fromarray(rgba))), dropped, np.uint8)
-
-
-@pytest.mark.parametrize(("kind", "name"), [("PNG", "i.png"), ("TIFF", "i.tif"), ("PPM", "i.pgm")])
-def test_16_bit_files_keep_their_range(tmp_path, kind, name):
-    expected = np.repeat((GREY16.astype(np.float64) / 65535).astype(np.float32)[..., None], 3, axis=-1)
-    picture = Image.fromarray(GREY16)
-    path = saved(tmp_path, encoded(picture, kind), name)
-    for image in (path, path.read_bytes(), picture, GREY16, GREY16.astype(">u2")):
-        assert_rgb(to_rgb(image), expected, np.float32)
-
-
-def test_16_bit_files_as_in_training(tmp_path):
-    from anomalib_mixedteacher.decoding import read_image
-
-    path = saved(tmp_path, encoded(Image.fromarray(GREY16)))
-    assert np.array_equal(to_rgb(path), read_image(path, as_tensor=True).permute(1, 2, 0).numpy())
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floating_point(dtype):
-    image = (RGB / 255).astype(dtype)
-    assert_rgb(to_rgb(image), image.astype(np.float32), np.float32)
-
-
-def test_floating_point_file(tmp_path):
-    grey = (RGB[..., 0] / 255).astype(np.float32)
-    path = saved(tmp_path, encoded(Image.fromarray(grey), "TIFF"), "f.tif")
-    assert_rgb(to_rgb(path), np.stack([grey] * 3, axis=-1), np.float32)
-
-
-def test_floating_point_files_as_in_training(tmp_path):
-    from anomalib_mixedteacher.decoding import check_image, read_image
-
-    grey = (RGB[..., 0] / 255).astype(np.float32)
-    path = saved(tmp_path, encoded(Image.fromarray(grey), "TIFF"), "f.tif")
-    check_image(path)
-    assert np.array_equal(to_rgb(path), read_image(path, as_tensor=True).permute(1, 2, 0).numpy())
-    assert np.array_equal(read_image(path), np.stack([grey] * 3, axis=-1).astype(np.float64))
-
-
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        (RGB[..., 0].astype(np.float32), r"values that are not in \[0, 1\]: divide them by their range, or save"),
-        (GREY16.astype(np.int32), "32-bit integers as values, of a range that is not known: save it with 8 or 16 bits"),
-    ],
-)
-def test_files_of_unknown_range_are_refused_in_training_too(tmp_path, values, sentence):
-    from anomalib_mixedteacher.decoding import check_image, read_image
-
-    path = saved(tmp_path, encoded(Image.fromarray(values), "TIFF"), "f.tif")
-    for read in (to_rgb, read_image, check_image):
-        with pytest.raises(DataError, match=sentence) as info:
-            read(path)
-        assert str(path) in str(info.value)
-
-
-@pytest.mark.parametrize("value", [-0.01, 1.01, 200.0, np.nan, np.inf])
-def test_floating_point_out_of_range(value):
-    image = np.zeros((40, 50, 3))
-    image[3, 4, 1] = value
-    with pytest.raises(DataError, match=r"not in \[0, 1\]: divide them by 255, or pass uint8"):
-        to_rgb(image)
-
-
-@pytest.mark.parametrize(
-    ("image", "sentence"),
-    [
-        (np.zeros((40, 50, 2), np.uint8), r"has the shape \(40, 50, 2\): give height and width, then 1, 3 or 4"),
-        (np.zeros((1, 40, 50, 3), np.uint8), r"has the shape \(1, 40, 50, 3\)"),
-        (np.zeros(40, np.uint8), r"has the shape \(40,\)"),
-        (np.zeros((40, 50), np.int32), "values of type int32: give uint8, uint16, or floating-point"),
-        (np.zeros((40, 50), bool), "values of type bool"),
-        (np.zeros((31, 50), np.uint8), r"\(ndarray\) is 50 x 31 pixels, smaller than 32 pixels on a side"),
-        (Image.new("L", (31, 50)), r"\(Image\) is 31 x 50 pixels"),
-        (encoded(Image.new("L", (31, 50))), r"\(bytes\) is 31 x 50 pixels"),
-        (b"no image", r"Cannot read the image \(bytes\) \(not a known image format\): replace the file or remove it"),
-        (encoded(Image.fromarray(RGB))[:900], r"Cannot read the image \(bytes\)"),
-        (Path("nowhere.png"), "There is no image nowhere.png: check the path"),
-        ([1, 2], "An image cannot be a list: give a path, bytes, a Pillow image or a numpy array"),
-    ],
-)
-def test_refused(image, sentence):
-    with pytest.raises(DataError, match=sentence) as info:
-        to_rgb(image)
-    assert "\n" not in str(info.value)
-
-
-def test_files_are_named(tmp_path):
-    broken = saved(tmp_path, encoded(Image.fromarray(RGB), "JPEG")[:500], "broken.jpg")
-    for image in (broken, str(broken), tmp_path):
-        with pytest.raises(DataError, match=f"Cannot read the image {re.escape(str(image))} "):
-            to_rgb(image)
-    with pytest.raises(DataError, match="Cannot read the image left "):
-        to_rgb(b"", "left")
-    small = saved(tmp_path, encoded(Image.new("L", (8, 9))), "small.png")
-    with pytest.raises(DataError, match="small.png is 8 x 9 pixels"), Image.open(small) as picture:
-        to_rgb(picture)
+def test_a_model_reads_with_the_bits_that_it_was_trained_with(monkeypatch):
+    check_bits(None)
+    check_bits({"images": 3})
+    with pytest.raises(ConfigurationError, match="of 12 bits: set the environment variable MIXEDTEACHER_BITS=12"):
+        check_bits({"bits": 12})
+    monkeypatch.setenv("MIXEDTEACHER_BITS", "12")
+    check_bits({"bits": 12})
+    with pytest.raises(ConfigurationError, match="images of 16 bits"):
+        check_bits({"images": 3})

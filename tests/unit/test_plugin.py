@@ -61,38 +61,14 @@ def test_a_data_loaders_own_process_reads_sixteen_bits(tmp_path):
     assert (low, high) == pytest.approx((5_000 / 65_535, 40_000 / 65_535))
 
 
-def test_result_pictures_show_sixteen_bits(tmp_path):
-    """anomalib's visualizer opens the file itself, and what is above 255 would be white."""
-    values = np.linspace(5_000, 40_000, 64 * 64).reshape(64, 64).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    Image.fromarray((values // 256).astype(np.uint8)).save(tmp_path / "usual.png")
-    result = python(
-        "import anomalib.models, numpy, torch\n"
-        "from anomalib.data import ImageItem\n"
-        "from anomalib.visualization.image.visualizer import visualize_image_item\n"
-        "for name in ('deep', 'usual'):\n"
-        f"    path = {str(tmp_path)!r} + '/' + name + '.png'\n"
-        "    item = ImageItem(image=torch.zeros(3, 64, 64), image_path=path)\n"
-        "    settings = {'field_size': (64, 64), 'text_config': {'enable': False}}\n"
-        "    picture = visualize_image_item(item, fields=['image'], **settings)\n"
-        "    assert item.image_path == path\n"
-        "    values = numpy.asarray(picture.convert('L'))\n"
-        "    print(values.min(), values.max())\n"
-    )
-    deep, usual = result.stdout.splitlines()
-    assert list(map(int, usual.split())) == [19, 156]
-    assert list(map(int, deep.split())) == pytest.approx([255 * 5_000 / 65_535, 255 * 40_000 / 65_535], abs=1)
-
-
 @pytest.mark.parametrize(
     "first",
     [
         "components",
         "components.smoothing",
         "components.pre_processing",
-        "components.distillation_module",
-        "components.checkpoint_file",
-        "calibration.checkpoint",
+        "components.distillation_mixin",
+        "post_processing.checkpoint",
         "data",
         "models",
         "models.mixed_teacher.torch_model",

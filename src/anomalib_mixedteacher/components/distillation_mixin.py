@@ -20,12 +20,19 @@ from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_cache import FeatureCache
 from anomalib_mixedteacher.components.pre_processing import default_pre_processor
-from anomalib_mixedteacher.components.training_data import check_training_images, is_deterministic, sample_batches
+from anomalib_mixedteacher.components.training_data import (
+    check_masks,
+    check_training_images,
+    is_deterministic,
+    sample_batches,
+)
 from anomalib_mixedteacher.components.weights import fingerprint
+from anomalib_mixedteacher.decoding import check_bits
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.mixin import LeanExport
 from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor
 from anomalib_mixedteacher.post_processing.restore import restore_post_processor
+from anomalib_mixedteacher.visualization import ImageVisualizer
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +69,13 @@ class DistillationMixin(LeanExport, _Base):
 
         Raises:
             ConfigurationError: If the trainer's precision is a pure half or double one.
+            DataError: If a mask has not the shape of its image.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
             raise ConfigurationError(msg)
+        data = "test_data" if stage == "test" else "val_data"
+        check_masks(getattr(getattr(self.trainer, "datamodule", None), data, None))
         if stage == "fit" and self.trainer.max_epochs == _NO_EPOCHS_GIVEN:
             logger.info("Training for this model's %d epochs (model.max_epochs).", self.max_epochs)
             self.trainer.fit_loop.max_epochs = self.max_epochs
@@ -172,6 +182,11 @@ class DistillationMixin(LeanExport, _Base):
         """Configure thresholds by the best F1 on labelled validation images."""
         return F1PostProcessor()
 
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """Configure result pictures of the images as they were read."""
+        return ImageVisualizer()
+
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """No validation before the teachers are loaded."""
@@ -215,6 +230,7 @@ class DistillationMixin(LeanExport, _Base):
             raise ConfigurationError(msg)
         self.teacher_weights = self.hparams["teacher_weights"] = record["teacher_weights"]
         self.training_data = record["training_data"]
+        check_bits(self.training_data)
         if (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
             datamodule.setup(self.trainer.state.fn)
 

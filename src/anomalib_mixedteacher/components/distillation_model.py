@@ -12,7 +12,7 @@ from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.decoding import MIN_SIDE
 
 Features = list[torch.Tensor]
-"""Feature maps of shape ``(B, C_i, H_i, W_i)``, the first teacher's first; a student's have the shapes of its teacher's."""
+"""Feature maps of shape ``(B, C_i, H_i, W_i)``, the first teacher's first; students' have their teachers' shapes."""
 
 
 class DistillationModel(nn.Module):

@@ -5,9 +5,9 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.nn import functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.weights import IMAGENET_TAGS, load_weights

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
+from anomalib_mixedteacher.decoding import BITS, check_image, check_mask, setting
 from anomalib_mixedteacher.errors import DataError
-from mixedteacher_edge.decoding import check_image
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def check_training_images(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         The number of ``images``, and the ``sha256`` of their contents, whatever their names and order; ``None`` for a
-        data set that does not name files.
+        data set that does not name files; and the ``bits`` of those with more than 8.
 
     Raises:
         DataError: If there are fewer than two images, or one cannot be used.
@@ -42,15 +42,32 @@ def check_training_images(dataset: Dataset) -> dict[str, Any]:
         raise DataError(msg)
     samples = getattr(dataset, "samples", None)
     if samples is None:
-        return {"images": count, "sha256": None}
+        return {"images": count, "sha256": None, "bits": setting(BITS)}
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_checked_digest, samples.image_path))
-    return {"images": count, "sha256": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()}
+    sha256 = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+    return {"images": count, "sha256": sha256, "bits": setting(BITS)}
 
 
 def _checked_digest(path: str) -> str:
     check_image(path)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def check_masks(dataset: Any) -> None:
+    """Check that each mask has the shape of its image.
+
+    Args:
+        dataset: An anomalib data set, or ``None``.
+
+    Raises:
+        DataError: If one has another.
+    """
+    samples = getattr(dataset, "samples", None)
+    if samples is not None and "mask_path" in samples:
+        for image, mask in zip(samples.image_path, samples.mask_path, strict=True):
+            if isinstance(mask, str) and mask:
+                check_mask(image, mask)
 
 
 def is_deterministic(transform: Any) -> bool:

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule, Batch
-from anomalib.metrics import AnomalibMetric
-from anomalib.metrics.threshold.f1_adaptive_threshold import _F1AdaptiveThreshold
+from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 from torch import distributed
@@ -22,15 +21,15 @@ SETTINGS = ("alarm_rate", "min_area")
 _TENSORS = Arithmetic(torch.abs, torch.lt, torch.where, float)
 
 
-class _MiddleThreshold(_F1AdaptiveThreshold):
+class _F1MiddleThreshold(F1AdaptiveThreshold):
     """The middle of the interval of thresholds with the best F1, between the scores on either side of it."""
 
-    def compute(self) -> torch.Tensor:
+    def compute(self) -> torch.Tensor:  # type: ignore[override]  # as anomalib's own
         """Compute the threshold, from which on a score counts as a defect.
 
         The best F1 is reached from just above one score on, which is a good image's, up to the next, a defect's.
         """
-        upper = super().compute()
+        upper: torch.Tensor = super().compute()
         if not self._has_anomalous_samples():  # then it is the highest good score
             return torch.full_like(upper, next_above(upper.item()))
         scores = dim_zero_cat(self.preds)
@@ -39,10 +38,6 @@ class _MiddleThreshold(_F1AdaptiveThreshold):
             return upper
         middle = lower.max() + (upper - lower.max()) / 2
         return torch.where(middle > lower.max(), middle, upper)
-
-
-class _F1MiddleThreshold(AnomalibMetric, _MiddleThreshold):  # type: ignore[misc]  # as anomalib's own
-    """:class:`_MiddleThreshold` of anomalib's batches."""
 
 
 class F1PostProcessor(PostProcessor):

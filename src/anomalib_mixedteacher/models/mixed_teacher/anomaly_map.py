@@ -26,8 +26,8 @@ class AnomalyMapGenerator(nn.Module):
 
     Each layer's distance map :math:`d^l` is upsampled bilinearly. Then, by ``fusion``:
 
-    - ``"standardized_sum"`` (ours): :math:`\tfrac{1}{L} \sum_l \max(0, (\ln d^l_{ij} - \mu^l_{ij}) / \sigma^l_{ij})`, where
-      :math:`\mu` and :math:`\sigma` are mean and standard deviation of :math:`\ln d` on good images at the same
+    - ``"standardized_sum"`` (ours): :math:`\tfrac{1}{L} \sum_l \max(0, (\ln d^l_{ij} - \mu^l_{ij}) / \sigma^l_{ij})`,
+      where :math:`\mu` and :math:`\sigma` are mean and standard deviation of :math:`\ln d` on good images at the same
       position, from the moments of :math:`d` as for a log-normal distribution. What is hard to imitate on every
       good image, as the padded border is, does not count; a teacher that alone sees a defect is heard.
     - ``"product"`` (the official code's): :math:`m_1 \cdot s \cdot m_2 / n` with the ResNet's map :math:`m_1` and the
