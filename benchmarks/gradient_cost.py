@@ -37,16 +37,19 @@ def main(image_size: int = 128, batch: int = 8, repetitions: int = 5, teacher_we
     def by_image(gradient: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         return torch.cat([model.anomaly_map_generator(gradient(image)) for image in images.split(1)])
 
+    def score(image: torch.Tensor) -> torch.Tensor:
+        return model.loss.score(model.teacher_features(image), model.student_features(image))
+
     def backward(image: torch.Tensor) -> torch.Tensor:
         image = image.clone().requires_grad_()
         model.zero_grad()
-        model.loss.score(*model.features(image)).sum().backward()
+        score(image).sum().backward()
         assert image.grad is not None
         return image.grad
 
     def of_image_alone(image: torch.Tensor) -> torch.Tensor:
         image = image.clone().requires_grad_()
-        return torch.autograd.grad(model.loss.score(*model.features(image)).sum(), image)[0]
+        return torch.autograd.grad(score(image).sum(), image)[0]
 
     def officially() -> torch.Tensor:
         expert.requires_grad_(True)

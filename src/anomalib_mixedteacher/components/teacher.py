@@ -65,6 +65,19 @@ class Teacher(FeatureExtractor):
         """
         self.load_state_dict(load_weights(self, source))
 
+    def check_loaded(self) -> None:
+        """Check that the teacher can be used.
+
+        Raises:
+            TeacherNotLoadedError: If no weights were loaded yet.
+        """
+        if not self.loaded:
+            msg = (
+                f"The {self.backbone} teacher has no weights yet: train the model first, or give a trained checkpoint "
+                "(--ckpt_path on the command line, load_from_checkpoint in Python)."
+            )
+            raise TeacherNotLoadedError(msg)
+
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute teacher features.
 
@@ -77,12 +90,7 @@ class Teacher(FeatureExtractor):
         Raises:
             TeacherNotLoadedError: If no weights were loaded yet.
         """
-        if not self.loaded:
-            msg = (
-                f"The {self.backbone} teacher has no weights yet: train the model first, or give a trained checkpoint "
-                "(--ckpt_path on the command line, load_from_checkpoint in Python)."
-            )
-            raise TeacherNotLoadedError(msg)
+        self.check_loaded()
         maps = super().forward(images if self.same_normalization else images * self.scale + self.shift)
         # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size
         return [F.avg_pool2d(map_, kernel_size=2, ceil_mode=True) for map_ in maps] if self.pool else maps
