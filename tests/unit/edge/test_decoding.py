@@ -130,9 +130,7 @@ def test_more_pixels_than_the_limit(monkeypatch, tmp_path):
     assert_rgb(to_rgb(path), RGB, np.uint8)
     assert Image.MAX_IMAGE_PIXELS == 500
     assert_rgb(to_rgb(path, max_pixels=2000), RGB, np.uint8)
-    with pytest.raises(
-        DataError, match=r"scan.tif has 0.0 megapixels, and the limit is 0.001999: raise it"
-    ):
+    with pytest.raises(DataError, match=r"scan.tif has 0.0 megapixels, and the limit is 0.001999: raise it"):
         to_rgb(path, max_pixels=1999)
     monkeypatch.setenv("MIXEDTEACHER_MAX_PIXELS", "1999")
     with pytest.raises(DataError, match="environment variable MIXEDTEACHER_MAX_PIXELS"):
