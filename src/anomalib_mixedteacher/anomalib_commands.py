@@ -102,7 +102,9 @@ def _defaults(command: str, args: Sequence[str]) -> list[str]:
         defaults |= {f"model.{key}": value for key, value in arguments.items() if f"model.{key}" not in named}
     if command == "export" and "compression_type" in named and "max_drop" not in named:
         defaults["max_drop"] = MAX_DROP  # anomalib's own limit to INT8's loss is five times as high
-    return [f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in defaults.items()]
+    return [
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in defaults.items()
+    ]
 
 
 def _of_checkpoint(args: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -167,7 +169,7 @@ def _one_command_cli(command: str) -> type[AnomalibCLI]:
             if command in {"train", "fit"}:
                 self.engine._cache.args["enable_model_summary"] = False
                 self.engine._cache.args["callbacks"].append(TrainingOutput())
-            self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign]
+            self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign, assignment]
 
     return OneCommandCLI
 
@@ -185,7 +187,9 @@ def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoR
     """Turn the parser's report of what a user gets wrong into a sentence; leave any other report to the parser."""
     if wrong := re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)', message):
         text = f"{wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}."
-    elif missing := re.search(r"No module named '([\w.]+)'|`(\w+)` (?:is not|was not|isn't) (?:installed|available)", message):
+    elif missing := re.search(
+        r"No module named '([\w.]+)'|`(\w+)` (?:is not|was not|isn't) (?:installed|available)", message
+    ):
         text = f"a package is missing: pip install {missing[1] or missing[2]}."
     else:
         otherwise(message, *args)

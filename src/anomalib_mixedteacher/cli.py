@@ -77,7 +77,8 @@ def _run(command: str, args: list[str]) -> int:
     if command == "report":
         from anomalib_mixedteacher.report import command as report
 
-        return report.main(args)
+        report.main(args)
+        return 0
     from anomalib_mixedteacher import anomalib_commands
 
     return anomalib_commands.main(command, args)

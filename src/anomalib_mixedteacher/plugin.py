@@ -13,6 +13,8 @@ from typing import Any
 # Name -> defining module. Not the packages that re-export the names: the hook may run while these are being imported.
 MODELS = {
     "MixedTeacher": "models.mixed_teacher.lightning_model",
+    "Mkd": "models.mkd.lightning_model",
+    "Msfd": "models.msfd.lightning_model",
 }
 COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing.post_processor"}
 DATAMODULES = {

@@ -51,7 +51,9 @@ class TrainingOutput(ProgressBar):
         del pl_module
         if self._bar is not None:
             losses = {name: trainer.callback_metrics.get(name) for name in ("train_loss", "val_loss")}
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items() if value is not None}, refresh=False)
+            self._bar.set_postfix(
+                {name: f"{value:.4g}" for name, value in losses.items() if value is not None}, refresh=False
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar."""

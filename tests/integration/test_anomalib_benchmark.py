@@ -10,10 +10,10 @@ import torch
 import yaml
 from anomalib.engine import Engine
 from anomalib.pipelines import Benchmark
+from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher, no_download
 from jsonargparse import Namespace
 
 from anomalib_mixedteacher.benchmark import cell, compare
-from anomalib_mixedteacher.benchmark.peers import build_peer, load_peer_teacher, no_download
 from anomalib_mixedteacher.components import FeatureExtractor
 from anomalib_mixedteacher.components.weights import load_teacher_weights
 from anomalib_mixedteacher.errors import ConfigurationError, WeightsError

@@ -11,9 +11,9 @@ from anomalib.deploy import OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.models import Stfpm
 from anomalib.pre_processing import PreProcessor
+from anomalib_mixedteacher.benchmark.peers import build_peer, no_download
 
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
-from anomalib_mixedteacher.benchmark.peers import build_peer, no_download
 from anomalib_mixedteacher.cli import main
 from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.edge import EdgeDetector

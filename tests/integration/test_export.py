@@ -14,12 +14,12 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUROC
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib_mixedteacher.benchmark.stream import resident_mb
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, InterpolationMode, Normalize, Resize
 
 from anomalib_mixedteacher import MixedTeacher, NormalCalibratedPostProcessor
-from anomalib_mixedteacher.benchmark.stream import resident_mb
 from anomalib_mixedteacher.cli import main
 from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor
 from anomalib_mixedteacher.decoding import read_image

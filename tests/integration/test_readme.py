@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from anomalib_mixedteacher.components.distillation_module import DistillationModule
 from PIL import Image
 
 from anomalib_mixedteacher import SyntheticTextures, cli
-from anomalib_mixedteacher.components.distillation_module import DistillationModule
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from anomalib.cli import AnomalibCLI
+from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_mixedteacher.cli import COMMANDS, _with_own_defaults, main
-from anomalib_mixedteacher.components.checkpoint_file import WholeCheckpointIO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

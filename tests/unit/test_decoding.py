@@ -59,9 +59,7 @@ def test_masks_are_drawn_on_the_upright_image(tmp_path, kind, size):
 def test_a_model_reads_with_the_bits_that_it_was_trained_with(monkeypatch):
     check_bits(None)
     check_bits({"images": 3})
-    with pytest.raises(
-        ConfigurationError, match="of 12 bits: set the environment variable MIXEDTEACHER_BITS=12"
-    ):
+    with pytest.raises(ConfigurationError, match="of 12 bits: set the environment variable MIXEDTEACHER_BITS=12"):
         check_bits({"bits": 12})
     monkeypatch.setenv("MIXEDTEACHER_BITS", "12")
     check_bits({"bits": 12})

@@ -82,7 +82,7 @@ def count_alarms(predictions: Predictions, calibration: Calibration) -> dict[str
     return {kind: (sum(alarm for of, alarm in pairs if of == kind), predictions.kinds.count(kind)) for kind in kinds}
 
 
-def keep(predictions: Predictions, paths: list[str], with_maps: bool) -> KeptPredictions:
+def keep(predictions: Predictions, paths: list[str], good: torch.Tensor, with_maps: bool) -> KeptPredictions:
     """Make predictions small enough to keep: maps, if wanted, and masks of at most 128 pixels a side."""
     height, width = predictions.masks.shape[-2:]
     size = min(height, _KEPT_SIDE), min(width, _KEPT_SIDE)
@@ -90,8 +90,8 @@ def keep(predictions: Predictions, paths: list[str], with_maps: bool) -> KeptPre
     maps = maps[:, None] if with_maps and maps.numel() else maps.new_zeros(len(maps), 1, 0, 0)
     maps = adaptive_avg_pool2d(maps, size) if maps.numel() else maps
     masks = adaptive_max_pool2d(predictions.masks[:, None].float(), size)[:, 0] > 0
-    scores = predictions.scores.float().numpy()
-    return KeptPredictions(paths, predictions.kinds, scores, maps[:, 0].numpy(), masks.numpy())
+    scores, known = predictions.scores.float().numpy(), good.float().numpy()
+    return KeptPredictions(paths, predictions.kinds, scores, maps[:, 0].numpy(), masks.numpy(), known)
 
 
 def _points(x: torch.Tensor, y: torch.Tensor) -> Points:

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from anomalib_mixedteacher import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.plan import short
 from anomalib_mixedteacher.benchmark.result import Cell
+from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.teacher import set_normalization_statistics
-from anomalib_mixedteacher.components.weights import load_teacher_weights
+from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.plugin import MODELS, public
 
@@ -49,8 +50,7 @@ def build(cell: Cell) -> tuple[AnomalibModule, list[Callback]]:
     with _refusing_arguments(name):
         if name in MODELS:
             kind: Any = public(name)
-            pre_processor = kind.configure_pre_processor(size)
-            return kind(teacher_weights=cell.teacher_weights, pre_processor=pre_processor, **arguments), []
+            return kind(teacher_weights=cell.teacher_weights, image_size=size, **arguments), []
         if name in PEERS:
             pre_processor = AnomalibModule.configure_pre_processor(size)
             with _no_download():
@@ -166,6 +166,6 @@ def load_peer_teacher(model: AnomalibModule, source: str, images: torch.Tensor) 
     """
     extractor: Any = model.model.teacher_model if isinstance(model, Stfpm) else model.model.feature_extractor
     net = extractor.feature_extractor
-    net.load_state_dict(load_teacher_weights(extractor.backbone, source, net))
+    net.load_state_dict(load_weights(FeatureExtractor(extractor.backbone, extractor.layers), source))
     if source == "random":
         set_normalization_statistics(net, images)

@@ -12,7 +12,6 @@ from anomalib_mixedteacher.benchmark.folders import folder_sets
 from anomalib_mixedteacher.benchmark.result import Cell
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.plugin import MODELS
-from mixedteacher_edge.conformal import check_alarm_rate
 
 # anomalib's example configurations: batch 32 for most models; EfficientAd takes single images
 _BATCH = {**dict.fromkeys(MODELS, 8), "EfficientAd": 1}

@@ -159,6 +159,7 @@ class KeptPredictions:
         scores: Raw image scores, ``(N,)``.
         maps: Raw anomaly maps, ``(N, h, w)``, to half precision; ``(N, 0, 0)`` where there are none.
         masks: Ground truth, ``(N, h, w)``, of the same size as the maps; all false where there is none.
+        good_scores: Raw scores of the good validation images, ``(M,)``.
     """
 
     paths: Sequence[str]
@@ -166,6 +167,7 @@ class KeptPredictions:
     scores: NDArray[np.float32]
     maps: NDArray[np.float32]
     masks: NDArray[np.bool_]
+    good_scores: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     def save(self, path: Path) -> None:
         """Write as a compressed ``.npz`` file."""
@@ -177,6 +179,7 @@ class KeptPredictions:
             "maps": (self.maps / largest).astype(np.float16),  # a product of distances may be far below its range
             "largest": largest,
             "masks": self.masks,
+            "good_scores": self.good_scores,
         }
         np.savez_compressed(path, **arrays)
 
@@ -184,8 +187,8 @@ class KeptPredictions:
     def load(cls, path: Path) -> "KeptPredictions":
         """Read what :meth:`save` wrote."""
         with np.load(path) as file:
-            paths, kinds = file["paths"].tolist(), file["kinds"].tolist()
-            return cls(paths, kinds, file["scores"], file["maps"] * file["largest"], file["masks"])
+            paths, kinds, maps = file["paths"].tolist(), file["kinds"].tolist(), file["maps"] * file["largest"]
+            return cls(paths, kinds, file["scores"], maps, file["masks"], file["good_scores"])
 
 
 @dataclass(frozen=True)

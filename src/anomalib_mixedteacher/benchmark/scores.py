@@ -61,12 +61,12 @@ def image_kinds(samples: pd.DataFrame) -> list[str]:
 
 
 @torch.no_grad()
-def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Predictions:
-    """Predict the test set of a datamodule that was set up. Images without masks count as good everywhere."""
+def predict(model: AnomalibModule, datamodule: AnomalibDataModule, split: str = "test") -> Predictions:
+    """Predict a split of a datamodule that was set up. Images without masks count as good everywhere."""
     model.eval()
     transform = model.pre_processor.transform if isinstance(model.pre_processor, PreProcessor) else None
     scores, maps, labels, masks = [], [], [], []
-    for batch in datamodule.test_dataloader():
+    for batch in getattr(datamodule, f"{split}_dataloader")():
         mask = torch.zeros_like(batch.image[:, 0], dtype=torch.bool) if batch.gt_mask is None else batch.gt_mask
         images, mask = (batch.image, mask) if transform is None else transform(batch.image, Mask(mask))
         prediction: Any = model.model(images.to(model.device))
@@ -75,7 +75,7 @@ def predict(model: AnomalibModule, datamodule: AnomalibDataModule) -> Prediction
         maps.append(found.reshape(len(mask), *found.shape[-2:]))
         labels.append(batch.gt_label.int())
         masks.append(mask.reshape(len(mask), *mask.shape[-2:]).int())
-    kinds = image_kinds(datamodule.test_data.samples)
+    kinds = image_kinds(getattr(datamodule, f"{split}_data").samples)
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 
 

@@ -89,16 +89,17 @@ def _evaluate(
     predictions, found = predict(model, datamodule), cast("Any", model.post_processor)
     thresholds = [float(value) for value in (found._image_threshold, found._pixel_threshold)]  # NaN where not found
     image, pixel = (None if math.isnan(value) else value for value in thresholds)
-    images = int((datamodule.val_data.samples.label_index == 0).sum()) if image is not None else 0
-    reachable = max(cell.alarm_rate, 1 / (images + 1)) if images else cell.alarm_rate
-    calibration = Calibration(image, pixel, images, reachable)
+    calibrating = predict(model, datamodule, "val") if image is not None else None
+    good = calibrating.scores[calibrating.labels == 0] if calibrating else torch.empty(0)
+    reachable = max(cell.alarm_rate, 1 / (len(good) + 1)) if len(good) else cell.alarm_rate
+    calibration = Calibration(image, pixel, len(good), reachable)
     metrics, missing, curves = compute_metrics(predictions, calibration)
     remarks, alarms = notes(predictions, calibration, cell.alarm_rate), count_alarms(predictions, calibration)
     date = datetime.now().astimezone().isoformat(timespec="seconds")
     made = {"date": date, "version": __version__, "torch": str(torch.__version__), "processor": processor_name()}
     result = Result(cell, metrics, missing, remarks, calibration, alarms, curves, costs={}, made=made)
     paths = [str(Path(path).resolve()) for path in datamodule.test_data.samples.image_path]
-    return result, keep(predictions, paths, with_maps)
+    return result, keep(predictions, paths, good, with_maps)
 
 
 def processor_name() -> str:

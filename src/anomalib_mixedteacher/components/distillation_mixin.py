@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -41,34 +40,26 @@ STATISTICS_IMAGES = 64  # enough for the moments of a channel, and of a distance
 _NO_EPOCHS_GIVEN = 1000  # what Lightning puts in their place
 
 # get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
-_Base = AnomalibModule if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = AnomalibModule
+else:
+    _Base = object
 
 
 class DistillationMixin(LeanExport, _Base):
     """Trains students on good images only; declared as ``class Name(DistillationMixin, AnomalibModule)``.
 
-    A model's ``__init__`` calls ``super().__init__``, then sets ``model`` and ``loss`` and calls :meth:`set_recipe`. Adam
-    with a one-cycle schedule trains the students. From the second epoch on their batch normalisation keeps its statistics, as the
-    official code of MixedTeacher does: where features hardly vary, students whose statistics go on following each
-    batch give wild features for single images. See docs/adding-a-model.md.
+    A model's ``__init__`` calls ``super().__init__``, sets ``model`` and ``loss``, and calls :meth:`set_recipe`; see
+    docs/adding-a-model.md. Adam with a one-cycle schedule trains the students.
     """
 
     model: DistillationModel
     loss: DistillationLoss
 
     def set_recipe(self, teacher_weights: str, learning_rate: float, max_epochs: int, feature_cache: int) -> None:
-        """Take the recipe.
-
-        Args:
-            teacher_weights: Where the teachers' weights come from when training starts.
-            learning_rate: A tenth of the one-cycle schedule's peak.
-            max_epochs: Epochs to train where the trainer is given no limit.
-            feature_cache: Memory in MiB for the teachers' features.
-        """
-        self.teacher_weights = self.hparams["teacher_weights"] = str(teacher_weights)  # plain data for the checkpoint
-        self.learning_rate = learning_rate
-        self.max_epochs = max_epochs
-        self.feature_cache = feature_cache
+        """Take the recipe; see the models' arguments."""
+        self.teacher_weights = self.hparams["teacher_weights"] = teacher_weights
+        self.learning_rate, self.max_epochs, self.feature_cache = learning_rate, max_epochs, feature_cache
         self.training_data: dict[str, Any] | None = None
         self._val_loss = MeanMetric()
         self._cache: FeatureCache | None = None
@@ -77,20 +68,18 @@ class DistillationMixin(LeanExport, _Base):
         """Apply the model's number of epochs, and lay the students out for the processor.
 
         Raises:
+            ConfigurationError: If the trainer's precision is a pure half or double one.
             DataError: If a mask has not the shape of its image.
-            ConfigurationError: If the trainer's precision is a pure one: features differ by less than half precision's rounding.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
             raise ConfigurationError(msg)
         data = "test_data" if stage == "test" else "val_data"
         check_masks(getattr(getattr(self.trainer, "datamodule", None), data, None))
-        if stage != "fit":
-            return
-        if self.trainer.max_epochs == _NO_EPOCHS_GIVEN and self.max_epochs != _NO_EPOCHS_GIVEN:
+        if stage == "fit" and self.trainer.max_epochs == _NO_EPOCHS_GIVEN:
             logger.info("Training for this model's %d epochs (model.max_epochs).", self.max_epochs)
             self.trainer.fit_loop.max_epochs = self.max_epochs
-        if self.trainer.strategy.root_device.type == "cpu":  # an epoch takes 0.82 of the time (docs/training-cost.md)
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":  # 0.82 of the time
             self.model.students.to(memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:
@@ -111,22 +100,19 @@ class DistillationMixin(LeanExport, _Base):
         dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         self.training_data = check_training_images(dataset)
         self.model.students.train()
-        if not all(teacher.loaded for teacher in self.model.teachers.values()):
-            for teacher in self.model.teachers.values():
-                teacher.load(self.teacher_weights)
-            if self.teacher_weights == "random":
-                images = torch.cat([images for images, _ in self._good_images()])
-                for teacher in self.model.teachers.values():
-                    teacher.set_normalization_statistics(images)
+        if not self.model.loaded:
+            self.model.load_teachers(self.teacher_weights, torch.cat([images for images, _ in self._good_images()]))
         transforms = (getattr(dataset, "augmentations", None), getattr(self.pre_processor, "transform", None))
         self._cache = FeatureCache(self.feature_cache) if all(map(is_deterministic, transforms)) else None
 
     def on_train_epoch_start(self) -> None:
-        """Keep the statistics of batch normalisation from the second epoch on."""
-        if self.current_epoch > 0:
-            for module in self.model.students.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        """Keep the statistics of batch normalisation from the second epoch on, as MixedTeacher's official code does.
+
+        Where features hardly vary, students whose statistics follow each batch give wild features for single images.
+        """
+        for module in self.model.students.modules():
+            if self.current_epoch > 0 and isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
     def on_fit_end(self) -> None:
         """Release the teachers' features."""
@@ -139,38 +125,40 @@ class DistillationMixin(LeanExport, _Base):
             images: Normalised images of shape ``(B, 3, H, W)``.
             paths: Their files, if they come from files.
         """
+        self.model.check_size(images)
         if self._cache is not None and paths:
-            self.model.check_size(images)
             teacher = self._cache.features(images, paths, self.model.teacher_features)
         else:
             teacher = self.model.teacher_features(images)
         return teacher, self.model.student_features(images)
 
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Compute the loss of a batch of good images."""
         del args, kwargs
         loss = self.loss(*self.features(batch.image, batch.image_path))
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image), sync_dist=True)
         return {"loss": loss}
 
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict, and log the loss of the good images; it is NaN where there are none."""
         del args, kwargs
         teacher, student = self.features(batch.image, batch.image_path)
-        self._val_loss.update(self.loss.per_image(teacher, student), weight=(batch.gt_label == 0).float())
+        good = torch.eq(torch.as_tensor(batch.gt_label), 0).float()
+        self._val_loss.update(self.loss.per_image(teacher, student), weight=good)
         self.log("val_loss", self._val_loss, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
         return batch.update(**self.model.predict(teacher, student, batch.image)._asdict())
 
     def good_features(self) -> Iterator[tuple[Features, Features]]:
         """Compute the features of a sample of the training images, one batch after another."""
-        for images, paths in self._good_images():
-            yield self.features(images, paths)
+        return (self.features(*batch) for batch in self._good_images())
 
     def _good_images(self) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
-        transform = getattr(self.pre_processor, "transform", None)
-        for batch in sample_batches(self.trainer.train_dataloader, STATISTICS_IMAGES):  # type: ignore[arg-type]
-            images = batch.image.to(self.device)
-            yield transform(images) if transform else images, batch.image_path
+        transform = getattr(self.pre_processor, "transform", None) or nn.Identity()
+        loader: Any = self.trainer.train_dataloader
+        return (
+            (transform(batch.image.to(self.device)), batch.image_path)
+            for batch in sample_batches(loader, STATISTICS_IMAGES)
+        )
 
     def configure_optimizers(self) -> Any:
         """Configure Adam with a one-cycle schedule over all steps, with a peak of ten times the ``learning_rate``.
@@ -232,11 +220,10 @@ class DistillationMixin(LeanExport, _Base):
         """
         restore_post_processor(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
-        record = checkpoint.get("anomalib_mixedteacher", {})
+        record, saved = checkpoint.get("anomalib_mixedteacher", {}), checkpoint["hyper_parameters"]
         if record.get("model") != self.name:
             msg = f"This checkpoint is not a {self.name}'s: give one that {self.name} trained."
             raise ConfigurationError(msg)
-        saved = checkpoint["hyper_parameters"]
         names = [name for name in inspect.signature(type(self.model)).parameters if name in saved]
         if other := [f"{name}={saved[name]}" for name in names if _plain(saved[name]) != _plain(self.hparams[name])]:
             msg = f"This checkpoint was trained with {', '.join(other)}: build the model with the same arguments."

@@ -7,12 +7,12 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.teacher import Teacher, set_normalization_statistics
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.decoding import MIN_SIDE
 
 Features = list[torch.Tensor]
-"""Feature maps of shape ``(B, C_i, H_i, W_i)``, the first teacher's first; a student's have the shapes of its teacher's."""
+"""Feature maps of shape ``(B, C_i, H_i, W_i)``, the first teacher's first; students' have their teachers' shapes."""
 
 
 class DistillationModel(nn.Module):
@@ -23,13 +23,36 @@ class DistillationModel(nn.Module):
         students: Students by name, in the order of the teachers' maps; one student may imitate several teachers.
     """
 
+    teachers: Mapping[str, Teacher]  # the mapping that nn.ModuleDict is
+    students: nn.ModuleDict
+
     min_side: int = MIN_SIDE
     """Shortest side in pixels of an image that the networks and the map can process."""
 
     def __init__(self, teachers: Mapping[str, Teacher], students: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.teachers = nn.ModuleDict(teachers)
+        self.teachers = nn.ModuleDict(teachers)  # type: ignore[assignment]
         self.students = nn.ModuleDict(students)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether all teachers have weights."""
+        return all(teacher.loaded for teacher in self.teachers.values())
+
+    def load_teachers(self, source: str, images: torch.Tensor) -> None:
+        """Load the teachers' weights.
+
+        Args:
+            source: See :func:`~anomalib_mixedteacher.components.weights.load_weights`.
+            images: Normalised good images of shape ``(B, 3, H, W)``, by which random teachers are normalised.
+
+        Raises:
+            WeightsError: If weights cannot be found, read or matched.
+        """
+        for teacher in self.teachers.values():
+            teacher.load(source)
+            if source == "random":
+                set_normalization_statistics(teacher, images)
 
     def teacher_features(self, images: torch.Tensor) -> Features:
         """Compute the teachers' feature maps.

@@ -41,7 +41,7 @@ class FeatureCache:
             for position, *row in zip(new, *maps, strict=True):
                 rows[position] = row
                 self._keep(paths[position], row)
-        columns = zip(*rows, strict=True)  # type: ignore[arg-type]
+        columns = zip(*rows, strict=True)
         # float32 first: autocast on a CPU knows no float16
         return [torch.stack([map_.float() for map_ in maps]).to(images.device) for maps in columns]
 

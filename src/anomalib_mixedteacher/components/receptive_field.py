@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
@@ -30,21 +29,11 @@ class ReceptiveField:
         stride: Pixels between neighbouring positions.
         start: Centre of the field of position 0, in pixels. A whole number where ``size`` is odd, a half one where it
             is even: a field covers whole pixels.
-
-    Raises:
-        ConfigurationError: If the field does not cover whole pixels, or size or stride is not positive.
     """
 
     size: int
     stride: int
     start: float
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.stride < 1 or (2 * self.start + self.size) % 2 != 1:
-            msg = (
-                f"{self} is no receptive field: give size and stride of 1 or more, and a start that fits whole pixels."
-            )
-            raise ConfigurationError(msg)
 
     def through(self, kernel: int, stride: int, padding: int, dilation: int) -> "ReceptiveField":
         """Compute the field behind one more convolution or pooling, from what that layer has along one axis."""
@@ -57,7 +46,7 @@ class ReceptiveField:
 
 
 def receptive_fields(extractor: FeatureExtractor) -> list[ReceptiveField]:
-    """Compute the receptive field of each stage that a ResNet returns, from its layers along the main path.
+    """Compute the receptive field of each map of a ResNet, from its layers along the main path.
 
     A block's shortcut sees less than its main path does and is left aside.
 
@@ -66,43 +55,36 @@ def receptive_fields(extractor: FeatureExtractor) -> list[ReceptiveField]:
             ``wide_resnet50_2``.
 
     Returns:
-        One field per stage, shallow to deep.
+        One field per map, shallow to deep.
 
     Raises:
         ConfigurationError: If the backbone holds a layer that is no part of such a ResNet.
     """
-    net = extractor.net
-    if not isinstance(net, FeatureListNet):
-        raise _unreadable(extractor, net)
     field = ReceptiveField(size=1, stride=1, start=0.0)
     fields = []
-    for name, module in net.named_children():
-        for layer in _windows(module, extractor):
+    for name, module in extractor.named_children():
+        for layer in _windows(module, extractor.backbone):
             parameters = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
             field = field.through(*(_along_one_axis(value) for value in parameters))
-        if name in net.return_layers:
+        if name in extractor.layers:
             fields.append(field)
     return fields
 
 
-def _windows(module: nn.Module, extractor: FeatureExtractor) -> Iterator[Any]:
+def _windows(module: nn.Module, backbone: str) -> Iterator[Any]:
     """Yield the layers of the main path that see more than one position, in the order of their use."""
     if isinstance(module, _WINDOWS):
         yield module
     elif isinstance(module, _CHAINS):
         for name, child in module.named_children():
             if name != _SHORTCUT:
-                yield from _windows(child, extractor)
+                yield from _windows(child, backbone)
     elif not isinstance(module, _POINTWISE):
-        raise _unreadable(extractor, module)
-
-
-def _unreadable(extractor: FeatureExtractor, module: nn.Module) -> ConfigurationError:
-    msg = (
-        f"The receptive field of {extractor.backbone} cannot be read from its layers (it holds a "
-        f"{type(module).__name__}): choose a plain ResNet such as resnet18."
-    )
-    return ConfigurationError(msg)
+        msg = (
+            f"The receptive field of {backbone} cannot be read from its layers (it holds a {type(module).__name__}): "
+            "choose a plain ResNet such as resnet18."
+        )
+        raise ConfigurationError(msg)
 
 
 def _along_one_axis(value: int | tuple[int, ...]) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.nn import functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.weights import IMAGENET_TAGS, load_weights
@@ -65,19 +65,18 @@ class Teacher(FeatureExtractor):
         """
         self.load_state_dict(load_weights(self, source))
 
-    @torch.no_grad()
-    def set_normalization_statistics(self, images: torch.Tensor) -> None:
-        """Set the running statistics from images: with random weights the signal would grow or fade with depth.
+    def check_loaded(self) -> None:
+        """Check that the teacher can be used.
 
-        Args:
-            images: Normalised images of shape ``(B, 3, H, W)``.
+        Raises:
+            TeacherNotLoadedError: If no weights were loaded yet.
         """
-        for norm in (module for module in self.modules() if isinstance(module, nn.BatchNorm2d)):
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
-            norm.training = True
-        self(images)
-        self.eval()
+        if not self.loaded:
+            msg = (
+                f"The {self.backbone} teacher has no weights yet: train the model first, or give a trained checkpoint "
+                "(--ckpt_path on the command line, load_from_checkpoint in Python)."
+            )
+            raise TeacherNotLoadedError(msg)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute teacher features.
@@ -91,15 +90,26 @@ class Teacher(FeatureExtractor):
         Raises:
             TeacherNotLoadedError: If no weights were loaded yet.
         """
-        if not self.loaded:
-            msg = (
-                f"The {self.backbone} teacher has no weights yet: train the model first, or give a trained checkpoint "
-                "(--ckpt_path on the command line, load_from_checkpoint in Python)."
-            )
-            raise TeacherNotLoadedError(msg)
+        self.check_loaded()
         maps = super().forward(images if self.same_normalization else images * self.scale + self.shift)
         # ceil_mode rounds sides up as strided convolutions do, so that maps meet the student's at any size
         return [F.avg_pool2d(map_, kernel_size=2, ceil_mode=True) for map_ in maps] if self.pool else maps
+
+
+@torch.no_grad()
+def set_normalization_statistics(net: nn.Module, images: torch.Tensor) -> None:
+    """Set a frozen network's running statistics from images: with random weights the signal would fade with depth.
+
+    Args:
+        net: Network in evaluation mode.
+        images: Normalised images of shape ``(B, 3, H, W)``.
+    """
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
+        norm.training = True
+    net(images)
+    net.eval()
 
 
 def _note_loaded(module: nn.Module, incompatible_keys: Any) -> None:

@@ -78,14 +78,11 @@ def is_deterministic(transform: Any) -> bool:
 
 
 def sample_batches(loader: DataLoader, count: int) -> Iterator[Any]:
-    """Read images spread evenly over a loader's data set, the same on every process.
+    """Read images spread evenly over a loader's data set, the same on every process, in anomalib's batches.
 
     Args:
         loader: Loader over an anomalib data set.
         count: How many images at most.
-
-    Yields:
-        anomalib's batches, with images of shape ``(B, 3, H, W)``.
     """
     length = len(loader.dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()

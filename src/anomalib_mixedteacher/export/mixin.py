@@ -16,7 +16,10 @@ from anomalib_mixedteacher.export import MAX_DROP
 
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 
-_Base = AnomalibModule if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = AnomalibModule
+else:
+    _Base = object
 
 
 class LeanExport(_Base):

@@ -49,5 +49,5 @@ def load_model(path: Path) -> AnomalibModule:
     Raises:
         ConfigurationError: If there is none, it is damaged, or it is another package's model.
     """
-    model_class: Any = plugin.public(str(model_name(read_checkpoint(path))))
+    model_class: Any = plugin.public(read_checkpoint(path)["anomalib_mixedteacher"]["model"])
     return cast("AnomalibModule", model_class.load_from_checkpoint(path, map_location="cpu"))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from anomalib_mixedteacher.benchmark.alarms import compare, plot, table
 
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from anomalib.data.datasets.image.folder import FolderDataset
 from anomalib.data.errors import MisMatchError
+from anomalib_mixedteacher.benchmark.build import build, build_data
 
 from anomalib_mixedteacher.benchmark import command, runner
-from anomalib_mixedteacher.benchmark.build import build, build_data
 from anomalib_mixedteacher.benchmark.plan import parse_plan, read_plan
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
 from anomalib_mixedteacher.errors import ConfigurationError, DataError, MixedTeacherError, sentence

@@ -5,9 +5,9 @@ from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
-
 from anomalib_mixedteacher.benchmark.comparison import to_markdown
 from anomalib_mixedteacher.benchmark.published import Figure, Published, read_published
+
 from anomalib_mixedteacher.benchmark.result import Calibration, Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import Failure
 from anomalib_mixedteacher.benchmark.tables import COLUMNS

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from anomalib.pipelines.components.runners import ParallelRunner, parallel
+from anomalib_mixedteacher.benchmark.inputs import digests
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.benchmark import command, runner
-from anomalib_mixedteacher.benchmark.inputs import digests
 from anomalib_mixedteacher.benchmark.plan import parse_plan
 from anomalib_mixedteacher.benchmark.result import Calibration, Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data.utils import DirType
+from anomalib_mixedteacher.benchmark.build import build, build_data
+from anomalib_mixedteacher.benchmark.stand_ins import make_stand_ins
 
 from anomalib_mixedteacher.benchmark import alarms, probe
-from anomalib_mixedteacher.benchmark.build import build, build_data
 from anomalib_mixedteacher.benchmark.evaluation import compute_metrics, count_alarms, keep
 from anomalib_mixedteacher.benchmark.result import Calibration, Cell, Result
 from anomalib_mixedteacher.benchmark.run_folder import KeptPredictions
 from anomalib_mixedteacher.benchmark.scores import image_kinds, predict, summarize
-from anomalib_mixedteacher.benchmark.stand_ins import make_stand_ins
 from anomalib_mixedteacher.benchmark.tables import values_of
 from anomalib_mixedteacher.errors import ConfigurationError
 

@@ -10,14 +10,14 @@ from functools import partial
 import numpy as np
 import openvino
 import pytest
-from openvino import opset13
-
-from anomalib_mixedteacher.benchmark import cold_start, speed, speed_models
 from anomalib_mixedteacher.benchmark.exported_file import ExportedFile
 from anomalib_mixedteacher.benchmark.layer_times import layer_table, layer_times
 from anomalib_mixedteacher.benchmark.macs import count_macs
 from anomalib_mixedteacher.benchmark.speed_report import Report, Row, Timing, markdown
 from anomalib_mixedteacher.benchmark.timing import interleave, latencies, throughputs
+from openvino import opset13
+
+from anomalib_mixedteacher.benchmark import cold_start, speed, speed_models
 from anomalib_mixedteacher.cli import main
 from anomalib_mixedteacher.errors import ConfigurationError, ExportedModelError
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from anomalib_mixedteacher.benchmark.training_cost import Epoch, main, operator_table, table, train, train_officially
 from torch import nn
 
-from anomalib_mixedteacher.benchmark.training_cost import Epoch, main, operator_table, table, train, train_officially
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE
 from anomalib_mixedteacher.components import Teacher
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel

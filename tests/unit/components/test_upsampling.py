@@ -7,7 +7,7 @@ from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
 from anomalib_mixedteacher.components.receptive_field import ReceptiveField
-from anomalib_mixedteacher.components.upsampling import bilinear_upsample, gaussian_upsample
+from anomalib_mixedteacher.components.upsampling import bilinear_resize, gaussian_upsample
 from anomalib_mixedteacher.errors import ConfigurationError
 
 
@@ -116,4 +116,4 @@ def test_bilinear_equals_scipy():
     rows, columns = ((np.arange(target) + 0.5) * source / target - 0.5 for source, target in ((8, 75), (12, 100)))
     grid = np.meshgrid(rows, columns, indexing="ij")
     expected = np.stack([map_coordinates(m, grid, order=1, mode="nearest") for m in maps[:, 0].numpy()])
-    np.testing.assert_allclose(bilinear_upsample(maps, (75, 100))[:, 0].numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(bilinear_resize(maps, (75, 100))[:, 0].numpy(), expected, rtol=1e-10)

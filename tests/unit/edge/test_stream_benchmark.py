@@ -3,6 +3,7 @@
 import math
 
 from anomalib_mixedteacher.benchmark.stream import run
+
 from mixedteacher_edge import EdgeDetector
 
 

@@ -26,8 +26,8 @@ class AnomalyMapGenerator(nn.Module):
 
     Each layer's distance map :math:`d^l` is upsampled bilinearly. Then, by ``fusion``:
 
-    - ``"standardized_sum"`` (ours): :math:`\tfrac{1}{L} \sum_l \max(0, (\ln d^l_{ij} - \mu^l_{ij}) / \sigma^l_{ij})`, where
-      :math:`\mu` and :math:`\sigma` are mean and standard deviation of :math:`\ln d` on good images at the same
+    - ``"standardized_sum"`` (ours): :math:`\tfrac{1}{L} \sum_l \max(0, (\ln d^l_{ij} - \mu^l_{ij}) / \sigma^l_{ij})`,
+      where :math:`\mu` and :math:`\sigma` are mean and standard deviation of :math:`\ln d` on good images at the same
       position, from the moments of :math:`d` as for a log-normal distribution. What is hard to imitate on every
       good image, as the padded border is, does not count; a teacher that alone sees a defect is heard.
     - ``"product"`` (the official code's): :math:`m_1 \cdot s \cdot m_2 / n` with the ResNet's map :math:`m_1` and the
@@ -49,9 +49,7 @@ class AnomalyMapGenerator(nn.Module):
     good_mean: torch.Tensor
     good_std: torch.Tensor
 
-    def __init__(
-        self, fusion: Fusion = "standardized_sum", sigma: float = 4.0, layers: Sequence[int] = (2, 2)
-    ) -> None:
+    def __init__(self, fusion: Fusion = "standardized_sum", sigma: float = 4.0, layers: Sequence[int] = (2, 2)) -> None:
         super().__init__()
         if fusion not in get_args(Fusion):
             msg = f"Unknown fusion {fusion!r}: choose one of {', '.join(get_args(Fusion))}."
@@ -66,6 +64,11 @@ class AnomalyMapGenerator(nn.Module):
         # of each layer, at the positions of the finest feature map; the same everywhere until they are known
         self.register_buffer("good_mean", torch.ones(sum(layers), 1, 1))
         self.register_buffer("good_std", torch.ones(sum(layers), 1, 1))
+
+    @property
+    def needs_good_statistics(self) -> bool:
+        """Whether the fusion compares distances with those of good images."""
+        return self.fusion == "standardized_sum"
 
     def set_good_statistics(self, features: Iterable[tuple[Features, Features]]) -> None:
         """Set mean and standard deviation of each layer's distance on good images, position by position.
@@ -98,7 +101,9 @@ class AnomalyMapGenerator(nn.Module):
         """
         if self.fusion == "product":
             weights = torch.tensor([1 / number for number in positions]).to(maps).view(1, -1, 1, 1)
-            resnet, efficientnet = (part.sum(dim=1, keepdim=True) for part in (maps * weights).split(self.layers, dim=1))
+            resnet, efficientnet = (
+                part.sum(dim=1, keepdim=True) for part in (maps * weights).split(self.layers, dim=1)
+            )
             scope = efficientnet.amax(dim=(-2, -1), keepdim=True) - efficientnet.amin(dim=(-2, -1), keepdim=True)
             return resnet * (scope * F.normalize(efficientnet, dim=-2))
         # resized before the logarithm, as the distances are: after it, steep borders would not cancel

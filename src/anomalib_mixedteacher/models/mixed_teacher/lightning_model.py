@@ -77,9 +77,7 @@ class MixedTeacher(DistillationMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.model = MixedTeacherModel(
-            architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma
-        )
+        self.model = MixedTeacherModel(architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma)
         self.loss = MixedTeacherLoss()
         if architecture == "paper":  # b0's unbounded activations are cut in INT8 where a bright defect drives them
             self.float_networks = ("efficientnet",)
@@ -98,6 +96,8 @@ class MixedTeacher(DistillationMixin, AnomalibModule):
 
     @torch.no_grad()
     def _update_good_statistics(self) -> None:
+        if not self.model.anomaly_map_generator.needs_good_statistics:
+            return
         modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
         self.model.anomaly_map_generator.set_good_statistics(self.good_features())

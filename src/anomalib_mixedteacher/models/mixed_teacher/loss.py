@@ -11,8 +11,9 @@ class MixedTeacherLoss(DistillationLoss):
 
     .. math::  \mathcal{L} = \frac{1}{L} \sum_l \frac{1}{H_l W_l} \sum_{ij} d^l_{ij}
 
-    with the :func:`~anomalib_mixedteacher.components.normalized_distance` :math:`d^l` of map :math:`l`. The official code
-    sums over batch and teachers; Adam leaves a step as it is under a constant factor, so the learning rate means the same.
+    with the :func:`~anomalib_mixedteacher.components.normalized_distance` :math:`d^l` of map :math:`l`. The official
+    code sums over batch and teachers. A constant factor leaves Adam's steps as they are, so the learning rate means the
+    same.
     """
 
     def per_image(self, teacher: Features, student: Features) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Networks of MixedTeacher: two frozen teachers and what learns to imitate them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -23,8 +24,8 @@ STAGES = {8: 1, 16: 2, 32: 3}  # of the reduced student, by the stride of their 
 class ReducedResNet(nn.Module):
     """The paper's reduced residual student: a ResNet stem, then one basic block per stage, each with stride 2.
 
-    Stage ``i`` has stride ``2 ** (i + 2)`` and ``width * 64 * 2 ** (i - 1)`` channels: at width 1 the sizes and channels
-    of a ResNet-18 teacher's maps pooled 2 x 2. Where a teacher's map has other channels, a 1 x 1 convolution (a head)
+    Stage ``i`` has stride ``2 ** (i + 2)`` and ``width * 64 * 2 ** (i - 1)`` channels: at width 1 the size and channels
+    of a ResNet-18 teacher's map pooled 2 x 2. Where a teacher's map has other channels, a 1 x 1 convolution (a head)
     brings the stage's map to them.
 
     Args:
@@ -44,7 +45,7 @@ class ReducedResNet(nn.Module):
         channels = [64, *(int(width * 64 * 2**stage) for stage in range(max(self.sources)))]
         self.stages = nn.ModuleList(
             BasicBlock(entering, leaving, stride=2, downsample=_shortcut(entering, leaving))
-            for entering, leaving in zip(channels, channels[1:], strict=False)
+            for entering, leaving in pairwise(channels)
         )
         self.heads = nn.ModuleList(
             nn.Identity() if count == channels[stage] else nn.Conv2d(channels[stage], count, kernel_size=1)
@@ -59,7 +60,7 @@ class ReducedResNet(nn.Module):
             images: Normalised images of shape ``(B, 3, H, W)``.
 
         Returns:
-            The maps asked for, of shape ``(B, C, H / 2 ** (i + 2), W / 2 ** (i + 2))`` from stage ``i``, sides rounded up.
+            The maps asked for, of shape ``(B, C, H / 2 ** (i + 2), W / 2 ** (i + 2))`` of stage ``i``, rounded up.
         """
         outputs = [self.stem(images)]
         for stage in self.stages:

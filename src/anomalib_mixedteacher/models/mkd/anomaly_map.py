@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from anomalib_mixedteacher.components.morphology import opening
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
 from anomalib_mixedteacher.errors import ConfigurationError
 
@@ -13,37 +12,26 @@ PERCENTILE = 99
 class AnomalyMapGenerator(nn.Module):
     """Turn a gradient with respect to the image into an anomaly map.
 
-    The gradient's absolute values are summed over the channels and clipped at the image's 99th percentile, since a few
-    pixels outweigh all others in a gradient. The map is smoothed, and opened where asked for (Salehi et al. 2021,
-    and the authors' code).
+    The gradient's absolute values are summed over the channels, clipped at the image's 99th percentile, since a few
+    pixels outweigh all others in a gradient, and smoothed by a Gaussian (Salehi et al. 2021, and the authors' code).
 
     The authors also scale each image's map to [0, 1]. That is left out: every image would then have a pixel at 1, the
     good ones too, and no threshold could tell images apart.
 
     Args:
         sigma: Standard deviation of the Gaussian smoothing in pixels; 0 for none.
-        side: Side of the square of the morphological opening in pixels, odd; 0 for none.
 
     Raises:
-        ConfigurationError: If sigma is negative, or the side negative or even.
+        ConfigurationError: If sigma is negative.
     """
 
-    def __init__(self, sigma: float = 4.0, side: int = 0) -> None:
+    def __init__(self, sigma: float = 4.0) -> None:
         super().__init__()
         if sigma < 0:
             msg = f"sigma must be 0 (no smoothing) or positive, not {sigma}."
             raise ConfigurationError(msg)
-        if side < 0 or (side > 0 and side % 2 == 0):
-            msg = f"opening must be 0 (none) or an odd number of pixels, not {side}."
-            raise ConfigurationError(msg)
-        self.sigma = sigma
-        self.side = side
         self.smoothing = gaussian_smoothing(sigma)
-
-    @property
-    def reach(self) -> int:
-        """How far the smoothing reaches in pixels; it reflects the map at its border, so sides have to be longer."""
-        return smoothing_reach(self.sigma)
+        self.min_side = smoothing_reach(sigma) + 1  # a reflected border is shorter than the map
 
     def forward(self, gradient: torch.Tensor) -> torch.Tensor:
         """Compute the anomaly map.
@@ -55,9 +43,7 @@ class AnomalyMapGenerator(nn.Module):
             Anomaly map of shape ``(B, 1, H, W)``, non-negative, higher where more anomalous.
         """
         grey = gradient.abs().sum(dim=1, keepdim=True)
-        grey = torch.minimum(grey, percentile(grey.flatten(1), PERCENTILE)[:, None, None, None])
-        smooth = self.smoothing(grey)
-        return opening(smooth, self.side) if self.side else smooth
+        return self.smoothing(grey.minimum(percentile(grey.flatten(1), PERCENTILE)[:, None, None, None]))
 
 
 def percentile(values: torch.Tensor, percent: int) -> torch.Tensor:

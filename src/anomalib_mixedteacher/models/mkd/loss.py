@@ -1,4 +1,4 @@
-"""Distillation loss of MKD, and its derivatives with respect to the feature maps."""
+"""Distillation loss of MKD, its score, and the score's derivatives with respect to the feature maps."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -6,11 +6,9 @@ from typing import Literal
 import torch
 
 from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
-from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
-from anomalib_mixedteacher.components.distillation_model import Features
+from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
-NAME = "vgg"
 SCORED = 3  # pool3, pool4, pool5: the score leaves out the shallowest of the trained layers
 
 
@@ -18,23 +16,18 @@ class MkdLoss(DistillationLoss):
     r"""Difference of value and of direction between the expert's and the cloner's feature maps.
 
     .. math::  L = \sum_l \frac{1}{N_l} \lVert t_l - s_l \rVert_2^2
-               + w \sum_l \left(1 - \frac{t_l \cdot s_l}{\lVert t_l \rVert_2 \lVert s_l \rVert_2}\right)
+               + \lambda \sum_l \left(1 - \frac{t_l \cdot s_l}{\lVert t_l \rVert_2 \lVert s_l \rVert_2}\right)
 
     over the layers ``l``, each map taken as one vector of its ``N_l`` numbers (Salehi et al. 2021, section 3).
 
-    Two readings of the weight are in use. In the paper, lambda weighs the direction term, and is chosen so that both
-    terms start at the same scale on the untrained cloner: ``direction_weight`` is this lambda, ``"auto"`` this choice.
-    In the authors' code, lambda weighs the value term instead (0.01, and 0.5 for MVTec AD): it is
-    ``1 / direction_weight``, and the whole loss is that many times ours. 0.01 is ``direction_weight=100``, 0.5 is 2.
-
-    Half-precision maps are compared in float32.
+    In the paper, lambda is chosen so that both terms start at the same scale on the untrained cloner. The authors'
+    code weighs the value term instead (0.01; 0.5 for MVTec AD): that is ``1 / direction_weight``, 100 and 2 here.
 
     Args:
-        direction_weight: Weight of the direction term, positive; ``"auto"`` waits for :meth:`set_direction_weight`.
-        direction_only: Leave out the value term; the weight is not used then.
+        direction_weight: The paper's lambda, positive; ``"auto"`` waits for :meth:`set_direction_weight`.
 
     Attributes:
-        direction_weight: The weight as a tensor, kept in checkpoints; NaN while it is not known.
+        direction_weight: Lambda as a tensor, kept in checkpoints; NaN while it is not known.
 
     Raises:
         ConfigurationError: If the weight is neither ``"auto"`` nor positive.
@@ -42,19 +35,13 @@ class MkdLoss(DistillationLoss):
 
     direction_weight: torch.Tensor
 
-    def __init__(self, direction_weight: float | Literal["auto"] = "auto", direction_only: bool = False) -> None:
+    def __init__(self, direction_weight: float | Literal["auto"] = "auto") -> None:
         super().__init__()
-        automatic = direction_weight == "auto"
-        if not automatic and (isinstance(direction_weight, str) or not 0 < direction_weight < float("inf")):
+        if direction_weight != "auto" and (isinstance(direction_weight, str) or not 0 < direction_weight < torch.inf):
             msg = f"direction_weight must be 'auto' or a positive number, not {direction_weight!r}."
             raise ConfigurationError(msg)
-        self.direction_only = direction_only
-        self.register_buffer("direction_weight", torch.tensor(torch.nan if automatic else float(direction_weight)))
-
-    @property
-    def needs_direction_weight(self) -> bool:
-        """Whether :meth:`set_direction_weight` has to be called before the loss can be computed."""
-        return not self.direction_only and bool(self.direction_weight.isnan())
+        value = torch.nan if direction_weight == "auto" else float(direction_weight)
+        self.register_buffer("direction_weight", torch.tensor(value))
 
     @torch.no_grad()
     def set_direction_weight(self, features: Iterable[tuple[Features, Features]]) -> None:
@@ -68,10 +55,10 @@ class MkdLoss(DistillationLoss):
         """
         value = direction = 0.0
         for teacher, student in features:
-            values, directions = _terms(teacher[NAME], student[NAME])
+            values, directions = _terms(teacher, student)
             value += float(values.sum())
             direction += float(directions.sum())
-        if not (0 < value < float("inf") and 0 < direction < float("inf")):
+        if not (0 < value < torch.inf and 0 < direction < torch.inf):
             msg = (
                 f"The untrained cloner differs from the expert by {value:g} in value and {direction:g} in direction, "
                 "from which direction_weight='auto' cannot be found: check the training images, or give a number."
@@ -79,69 +66,46 @@ class MkdLoss(DistillationLoss):
             raise DataError(msg)
         self.direction_weight.fill_(value / direction)
 
-    def per_image(self, teacher: Features, student: Features) -> dict[str, torch.Tensor]:
+    def per_image(self, teacher: Features, student: Features) -> torch.Tensor:
         """Compute the training loss of each image.
 
         Args:
-            teacher: The expert's maps behind pool2 to pool5 as ``"vgg"``, each of shape ``(B, C, H, W)``.
+            teacher: The expert's maps behind pool2 to pool5, each of shape ``(B, C, H, W)``.
             student: The cloner's, same shapes.
 
         Returns:
-            Loss of shape ``(B,)`` as ``"vgg"``, non-negative.
+            Loss of shape ``(B,)``, non-negative.
 
         Raises:
             ConfigurationError: If the weight is not known yet.
         """
-        return {NAME: self._total(teacher[NAME], student[NAME])}
+        value, direction = _terms(teacher, student)
+        if not torch.compiler.is_compiling() and self.direction_weight.isnan():
+            msg = "direction_weight='auto' is found when training starts: train the model first, or give a number."
+            raise ConfigurationError(msg)
+        return value + self.direction_weight * direction
 
     def score(self, teacher: Features, student: Features) -> torch.Tensor:
-        """Compute the anomaly score of each image: the loss without its shallowest layer.
+        """Compute the anomaly score of each image: the loss of the last three layers; see :meth:`per_image`."""
+        return self.per_image(teacher[-SCORED:], student[-SCORED:])
 
-        Args:
-            teacher: The expert's maps as ``"vgg"``, of which the last three, pool3 to pool5, are compared.
-            student: The cloner's, same shapes.
-
-        Returns:
-            Score of shape ``(B,)``, non-negative.
-
-        Raises:
-            ConfigurationError: If the weight is not known yet.
-        """
-        return self._total(teacher[NAME][-SCORED:], student[NAME][-SCORED:])
-
-    def score_gradient(self, teacher: Features, student: Features) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def score_gradients(self, teacher: Features, student: Features) -> tuple[Features, Features]:
         """Differentiate :meth:`score` with respect to the feature maps, without autograd.
 
         Args:
-            teacher: See :meth:`score`.
-            student: See :meth:`score`.
+            teacher: See :meth:`per_image`.
+            student: See :meth:`per_image`.
 
         Returns:
-            Derivatives of each image's score with respect to the expert's and the cloner's last three maps, each of its
-            map's shape.
+            Derivatives with respect to the expert's and the cloner's last three maps, each of its map's shape.
         """
-        teacher_gradients, student_gradients = [], []
-        for t, s in zip(teacher[NAME][-SCORED:], student[NAME][-SCORED:], strict=True):
-            towards_t, towards_s = _direction_gradient(t, s)
-            if not self.direction_only:
-                difference = (t - s) * (2 / (t.shape[1] * t.shape[2] * t.shape[3]))
-                towards_t = difference + self.direction_weight * towards_t
-                towards_s = self.direction_weight * towards_s - difference
-            teacher_gradients.append(towards_t)
-            student_gradients.append(towards_s)
-        return teacher_gradients, student_gradients
-
-    def _total(self, teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor]) -> torch.Tensor:
-        value, direction = _terms(teacher, student)
-        if self.direction_only:
-            return direction
-        if not torch.compiler.is_compiling() and self.needs_direction_weight:
-            msg = (
-                "direction_weight='auto' is found when training starts: train the model first, give a trained "
-                "checkpoint, or give a number."
-            )
-            raise ConfigurationError(msg)
-        return value + self.direction_weight * direction
+        towards_teacher, towards_student = [], []
+        for t, s in zip(teacher[-SCORED:], student[-SCORED:], strict=True):
+            value = (t - s) * (2 / (t.shape[1] * t.shape[2] * t.shape[3]))
+            direction_t, direction_s = _direction_gradients(t, s)
+            towards_teacher.append(value + self.direction_weight * direction_t)
+            towards_student.append(self.direction_weight * direction_s - value)
+        return towards_teacher, towards_student
 
 
 def _terms(teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,12 +121,12 @@ def _as_vector(maps: torch.Tensor) -> torch.Tensor:
     return maps.flatten(1)[:, :, None, None]
 
 
-def _direction_gradient(teacher: torch.Tensor, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _direction_gradients(teacher: torch.Tensor, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Differentiate half the squared distance of two unit vectors: what is across each, divided by its length."""
-    vectors = [maps.flatten(1) for maps in (teacher, student)]
     # the epsilon of F.normalize, which the distance is made with
-    lengths = [torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(1e-12) for v in vectors]
-    t, s = (v / length for v, length in zip(vectors, lengths, strict=True))
-    across_t = (t - s) - t * (t * (t - s)).sum(dim=1, keepdim=True)
-    across_s = (s - t) - s * (s * (s - t)).sum(dim=1, keepdim=True)
-    return (across_t / lengths[0]).view_as(teacher), (across_s / lengths[1]).view_as(student)
+    lengths = [torch.linalg.vector_norm(maps.flatten(1), dim=1).clamp_min(1e-12) for maps in (teacher, student)]
+    length_t, length_s = (length[:, None, None, None] for length in lengths)
+    t, s = teacher / length_t, student / length_s
+    across_t = (t - s) - t * (t * (t - s)).sum(dim=(1, 2, 3), keepdim=True)
+    across_s = (s - t) - s * (s * (s - t)).sum(dim=(1, 2, 3), keepdim=True)
+    return across_t / length_t, across_s / length_s

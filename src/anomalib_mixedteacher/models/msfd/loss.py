@@ -3,7 +3,7 @@
 import torch
 
 from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
-from anomalib_mixedteacher.components.distillation_loss import DistillationLoss
+from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
 from anomalib_mixedteacher.errors import ConfigurationError
 
 
@@ -24,27 +24,12 @@ def combined_distance(teacher: torch.Tensor, student: torch.Tensor, cosine_weigh
     Returns:
         Distance of shape ``(B, H, W)``, non-negative, without bound unless ``w`` is 1.
     """
-    value = euclidean_distance(teacher, student)
-    direction = normalized_distance(teacher, student)
+    value, direction = euclidean_distance(teacher, student), normalized_distance(teacher, student)
     return (1 - cosine_weight) * value + cosine_weight * direction
 
 
-def check_cosine_weight(cosine_weight: float) -> None:
-    """Check the weight of the cosine distance.
-
-    Raises:
-        ConfigurationError: If it is not in ``[0, 1]``.
-    """
-    if not 0 <= cosine_weight <= 1:
-        msg = f"cosine_weight must lie between 0 (Euclidean distance only) and 1 (cosine only), not {cosine_weight}."
-        raise ConfigurationError(msg)
-
-
 class MsfdLoss(DistillationLoss):
-    """Mean combined distance between a student's and its teacher's features.
-
-    Per level the :func:`combined_distance` is averaged over positions, then over levels and batch. The mean over
-    levels, rather than a sum with weights, is our choice.
+    """Mean :func:`combined_distance` over positions, then over levels and batch; without weights of the levels (ours).
 
     Args:
         cosine_weight: See :func:`combined_distance`.
@@ -55,9 +40,12 @@ class MsfdLoss(DistillationLoss):
 
     def __init__(self, cosine_weight: float = 0.5) -> None:
         super().__init__()
-        check_cosine_weight(cosine_weight)
+        if not 0 <= cosine_weight <= 1:
+            msg = f"cosine_weight must lie between 0 (Euclidean distance only) and 1 (cosine only), not {cosine_weight}."
+            raise ConfigurationError(msg)
         self.cosine_weight = cosine_weight
 
-    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """Compute the :func:`combined_distance` at each position."""
-        return combined_distance(teacher, student, self.cosine_weight)
+    def per_image(self, teacher: Features, student: Features) -> torch.Tensor:
+        """Compute the loss of each image; see :class:`DistillationLoss`."""
+        pairs = zip(teacher, student, strict=True)
+        return torch.stack([combined_distance(t, s, self.cosine_weight).mean(dim=(1, 2)) for t, s in pairs]).mean(dim=0)
