@@ -46,7 +46,9 @@ def image_gradient(
         elif isinstance(layer, nn.BatchNorm2d):
             variance = cast("torch.Tensor", layer.running_var)
             gradient = gradient * (layer.weight * (variance + layer.eps).rsqrt())[:, None, None]
-        elif not isinstance(layers[position + 1], nn.MaxPool2d):  # a ReLU; one that is pooled was on where the maximum is
+        elif not isinstance(
+            layers[position + 1], nn.MaxPool2d
+        ):  # a ReLU; one that is pooled was on where the maximum is
             gradient = gradient * y.sign()  # 0 or 1; torch.where takes three times as long
     return gradient
 

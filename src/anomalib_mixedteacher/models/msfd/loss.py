@@ -41,7 +41,9 @@ class MsfdLoss(DistillationLoss):
     def __init__(self, cosine_weight: float = 0.5) -> None:
         super().__init__()
         if not 0 <= cosine_weight <= 1:
-            msg = f"cosine_weight must lie between 0 (Euclidean distance only) and 1 (cosine only), not {cosine_weight}."
+            msg = (
+                f"cosine_weight must lie between 0 (Euclidean distance only) and 1 (cosine only), not {cosine_weight}."
+            )
             raise ConfigurationError(msg)
         self.cosine_weight = cosine_weight
 
