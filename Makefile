@@ -41,9 +41,9 @@ IMAGENET ?= ../shared/weights/imagenet/resnet18.safetensors
 teachers: $(INSTALLED)
 	$(BIN)/python teachers/distill.py --photographs $(PHOTOGRAPHS) --weights $(IMAGENET) --layers 2 --output runs/teachers
 
-$(INSTALLED): pyproject.toml constraints.txt src/anomalib_mixedteacher.pth src/_anomalib_mixedteacher_startup.py
+$(INSTALLED): pyproject.toml packaging/edge/pyproject.toml constraints.txt src/anomalib_mixedteacher.pth src/_anomalib_mixedteacher_startup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable packaging/edge --editable '.[dev]'
 	touch $@
 
 clean:

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from anomalib_mixedteacher.report.page import render
-from anomalib_mixedteacher.report.run import read_run
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     """Run ``mixedteacher report``.
 
     Args:
         arguments: What stands behind the command's name.
 
+    Returns:
+        Exit status: 0.
+
     Raises:
-        ConfigurationError: If the folder is no benchmark's, or the number of images is negative.
+        ConfigurationError: If the folder is no benchmark's, the number of images is negative, or a package is missing.
         DataError: If nothing has finished yet, a file is damaged, or the report cannot be written.
     """
     parser = argparse.ArgumentParser(
@@ -31,6 +32,12 @@ def main(arguments: Sequence[str]) -> None:
     if given.images is not None and given.images < 0:
         msg = f"--images {given.images} is negative: give 0 for no gallery, or a number of images."
         raise ConfigurationError(msg)
+    try:
+        from anomalib_mixedteacher.report.page import render
+        from anomalib_mixedteacher.report.run import read_run
+    except ModuleNotFoundError as error:
+        msg = f"A report needs {error.name}, which is not installed: pip install 'anomalib-mixedteacher[report]'."
+        raise ConfigurationError(msg) from error
     output: Path = given.output or given.run / "report.html"
     page = render(read_run(given.run), given.images)
     try:
@@ -39,3 +46,4 @@ def main(arguments: Sequence[str]) -> None:
         msg = f"Cannot write {output} ({error.strerror}): give another file with --output."
         raise DataError(msg) from error
     print(f"report  {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return 0

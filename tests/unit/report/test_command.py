@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
 
 
 def report(folder, *arguments) -> Page:
-    main([str(folder.path), *arguments])
+    assert main([str(folder.path), *arguments]) == 0
     page = Page((folder.path / "report.html").read_text(encoding="utf-8"))
     assert [section["id"] for section in page.all("section")] == SECTIONS
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -198,6 +199,13 @@ def test_errors_are_one_sentence(tmp_path):
             main([str(tmp_path)])
         assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "anomalib_mixedteacher.report.page", raising=False)
+    with pytest.raises(ConfigurationError, match=r"needs jinja2, .*: pip install 'anomalib-mixedteacher\[report\]'"):
+        main([str(tmp_path)])
 
 
 @pytest.mark.parametrize("lacking", ["scores", "maps"])
