@@ -142,7 +142,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from safetensors.torch import save_file
 
-    from anomalib_mixedteacher.components import Teacher
+    from anomalib_mixedteacher.components.teacher import Teacher, set_normalization_statistics
 
     generator = torch.Generator().manual_seed(0)
     images = []
@@ -155,7 +155,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for backbone, layers in TEACHERS.items():
         teacher = Teacher(backbone, layers)
         teacher.load("random")
-        teacher.set_normalization_statistics(torch.cat(images))
+        set_normalization_statistics(teacher, torch.cat(images))
         save_file(teacher.state_dict(), folder / f"{backbone}.safetensors")
     return folder
 
