@@ -3,6 +3,7 @@
 It imports numpy and Pillow, neither torch nor anomalib.
 """
 
+import logging
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from anomalib_mixedteacher.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = 32  # the deepest layers in use have a stride of 32: below it a map has no position of its own
 SIXTEEN_BIT_MAX = 65535
@@ -125,14 +128,13 @@ def check_size(name: str | Path, height: int, width: int) -> None:
 
 
 def check_image(path: str | Path) -> None:
-    """Check that an image can be decoded, is large enough and shows something, without keeping its pixels.
+    """Check that an image can be decoded and is large enough, without keeping its pixels; name it if it shows nothing.
 
     Args:
         path: Image file.
 
     Raises:
-        DataError: If it cannot be decoded, has a side below 32 pixels, values of a range that is not known, or one
-            value in all its pixels.
+        DataError: If it cannot be decoded, has a side below 32 pixels, or values of a range that is not known.
     """
     try:
         with Image.open(path) as image:
@@ -149,8 +151,7 @@ def check_image(path: str | Path) -> None:
         raise undecodable(path, error) from error
     check_size(path, height, width)
     if flat:
-        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
-        raise DataError(msg)
+        logger.warning("%s has one value in all its pixels, as of a covered camera: replace it or remove it.", path)
 
 
 def undecodable(name: str | Path, error: Exception) -> DataError:
