@@ -50,7 +50,8 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
     single = network.clone()
     graphs.set_single_image(single, model)
     # in float32, or OpenVINO would take bfloat16 where the processor has it
-    runner = ImageRunner(openvino.Core(), single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, bits=record.bits)
+    exactly = {"INFERENCE_PRECISION_HINT": "f32"}
+    runner = ImageRunner(openvino.Core(), single, "CPU", exactly, image_size=record.image_size, bits=record.bits)
     paths = good_images(good)
     scores, regions = [], []
     for _, outputs in runner.run((str(path), path) for path in paths):
@@ -117,12 +118,13 @@ def _open(model: Path, output: Path) -> tuple[openvino.Model, ModelRecord]:
 
 
 def _write(network: openvino.Model, record: ModelRecord, output: Path) -> None:
-    assert record.thresholds is not None  # just set
+    thresholds = record.thresholds
+    assert thresholds is not None  # just set
     record = replace(record, score_threshold=THRESHOLD)
     with writing(output):
         # weights that were stored in half the space become float32 when read; stored again they lose nothing
         half = record.precision == "FP16"
-        graphs.write_model(graphs.with_thresholds(network, record.thresholds), record, output, compress_to_fp16=half)
+        graphs.write_model(graphs.with_thresholds(network, thresholds), record, output, compress_to_fp16=half)
 
 
 def check_output(output: Path) -> None:

@@ -76,6 +76,28 @@ def to_rgb(
     return np.repeat(scaled, 3, axis=-1) if channels == 1 else np.ascontiguousarray(scaled[..., :3])
 
 
+def shrink(rgb: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize an image bilinearly with antialiasing, as exported graphs do, but strip by strip.
+
+    Args:
+        rgb: Image ``(H, W, 3)``.
+        size: New height and width.
+
+    Returns:
+        float32 array of the new size in ``[0, 1]``.
+    """
+    height, width = size
+    resized = np.empty((height, width, 3), np.float32)
+    narrow = np.empty((rgb.shape[0], width), np.float32)
+    rows = 1 + _STRIP // rgb.shape[1]
+    for channel in range(3):
+        for top in range(0, rgb.shape[0], rows):
+            strip = Image.fromarray(rgb[top : top + rows, :, channel].astype(np.float32))
+            narrow[top : top + rows] = np.asarray(strip.resize((width, strip.height), Image.Resampling.BILINEAR))
+        resized[..., channel] = np.asarray(Image.fromarray(narrow).resize((width, height), Image.Resampling.BILINEAR))
+    return resized / np.float32(255) if rgb.dtype == np.uint8 else resized
+
+
 def setting(variable: str, given: int | None = None) -> int:
     """Give the value of a setting: what was given, else the environment variable's, else the default.
 

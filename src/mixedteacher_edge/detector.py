@@ -17,7 +17,7 @@ import openvino
 from numpy.typing import NDArray
 
 from mixedteacher_edge import graph as graphs
-from mixedteacher_edge.decoding import RGB, ImageSource, image_name, to_rgb
+from mixedteacher_edge.decoding import RGB, ImageSource, image_name, shrink, to_rgb
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record
 
@@ -25,6 +25,7 @@ HINTS = ("LATENCY", "THROUGHPUT")
 PRECISIONS = ("f32", "auto")
 THRESHOLD = 0.5
 CACHED_SIZES = 64  # OpenVINO keeps something of every size of images: 5,000 by default, a megabyte each
+LARGE = 2**22  # pixels from which an image is resized before the graph, which takes 50 bytes for each
 _ROUNDING = 0.01  # of a score near 1, in bfloat16
 
 Named: TypeAlias = tuple[str, ImageSource]
@@ -83,6 +84,7 @@ class ImageRunner:
         device: Device that runs it.
         properties: OpenVINO's properties.
         cache: Folder for compiled models, or ``None``.
+        image_size: Height and width to which the graph resizes images of any size, or ``None``.
         bits: See :func:`~mixedteacher_edge.decoding.to_rgb`.
         max_pixels: See :func:`~mixedteacher_edge.decoding.to_rgb`.
     """
@@ -94,6 +96,7 @@ class ImageRunner:
         device: str,
         properties: dict[str, Any],
         cache: Path | None = None,
+        image_size: tuple[int, int] | None = None,
         bits: int | None = None,
         max_pixels: int | None = None,
     ) -> None:
@@ -104,6 +107,7 @@ class ImageRunner:
         bounded = {"CPU_RUNTIME_CACHE_CAPACITY": str(CACHED_SIZES)} if device == "CPU" else {}
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CACHED_SIZES))
         self._how = (device, properties | bounded, cache)
+        self._image_size = image_size
         self._reading = (bits, max_pixels)
         self._process = _Process()
         self._left: list[_Process] = []  # a parent's: its compiled models would wait for their threads when deleted
@@ -161,6 +165,8 @@ class ImageRunner:
                 f"The image {name} is {width} x {height} pixels, but the model takes {self.fixed_size[1]} x "
                 f"{self.fixed_size[0]}: resize the image, or export the model without a fixed input size."
             )
+        if self._image_size is not None and self.fixed_size is None and height * width > LARGE:
+            return shrink(rgb, self._image_size)
         # Whoever gave an array may write the next image into it while this one is in progress.
         return rgb.copy() if copy and isinstance(image, np.ndarray) and np.may_share_memory(rgb, image) else rgb
 
@@ -251,7 +257,8 @@ class EdgeDetector:
         graphs.check_outputs(graph, path)
         graphs.set_single_image(graph, path)
         cached = graphs.cache_folder(path, cache)
-        self._runner = ImageRunner(core, graph, device, properties, cached, bits, max_pixels)
+        size = self.record.image_size if self.record else None
+        self._runner = ImageRunner(core, graph, device, properties, cached, size, bits, max_pixels)
         self._threshold = threshold
 
     @property

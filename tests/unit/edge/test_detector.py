@@ -14,6 +14,7 @@ from PIL import Image
 
 from mixedteacher_edge import EdgeDetector
 from mixedteacher_edge.__main__ import main
+from mixedteacher_edge.decoding import shrink
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.graph import OLDEST_OPENVINO
 
@@ -417,6 +418,16 @@ def test_bits_of_the_training_images(model, tmp_path):
     assert_equal(EdgeDetector(model).predict(values), expected)
     assert EdgeDetector(model, bits=16).predict(values).score < 0.1
     assert EdgeDetector(model, max_pixels=100).read(values).dtype == np.float32
+
+
+def test_large_images_are_resized_before_the_graph(model, rgb, monkeypatch):
+    """The record names the size that the graph resizes to; the tiny model's does not resize."""
+    monkeypatch.setattr("mixedteacher_edge.detector.LARGE", 48 * 40)
+    write_record(model, image_size=(12, 20))
+    assert EdgeDetector(model).predict(rgb).anomaly_map.shape == (48, 40)
+    large = np.repeat(rgb, 2, axis=1)
+    prediction = EdgeDetector(model).predict(large)
+    np.testing.assert_allclose(prediction.anomaly_map, expected_map(shrink(large, (12, 20))), atol=1e-6)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
