@@ -61,7 +61,8 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
     single = network.clone()
     graphs.set_single_image(single, path)
     # in float32, or OpenVINO would take bfloat16 where the processor has it
-    runner = ImageRunner(core, single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, None)
+    bits = (record.training_data or {}).get("bits")
+    runner = ImageRunner(core, single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, bits=bits)
     paths = good_images(good)
     scores, regions = [], []
     for _, outputs in runner.run((str(path), path) for path in paths):

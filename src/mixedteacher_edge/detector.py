@@ -17,12 +17,14 @@ import openvino
 from numpy.typing import NDArray
 
 from mixedteacher_edge import graph as graphs
-from mixedteacher_edge.decoding import ImageSource, image_name, to_rgb
+from mixedteacher_edge.decoding import RGB, ImageSource, image_name, to_rgb
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record
 
 HINTS = ("LATENCY", "THROUGHPUT")
 PRECISIONS = ("f32", "auto")
+THRESHOLD = 0.5
+CACHED_SIZES = 64  # OpenVINO keeps something of every size of images: 5,000 by default, a megabyte each
 _ROUNDING = 0.01  # of a score near 1, in bfloat16
 
 Named: TypeAlias = tuple[str, ImageSource]
@@ -37,12 +39,13 @@ class Prediction:
     """What the detector says of one image.
 
     Attributes:
-        score: Anomaly score in ``[0, 1]`` like the map; the threshold is 0.5.
+        score: Anomaly score in ``[0, 1]`` like the map; the model's threshold is 0.5.
         label: Whether the image is an alarm: its score is at the threshold or above.
         anomaly_map: float32 of shape ``(H, W)``, of the size at which the model works; the threshold is 0.5.
         mask: bool of shape ``(H, W)``, the pixels at the threshold or above.
         p_value: How likely a good image has a score at least as high, in ``(0, 1]``; ``None`` for a model that was not
             calibrated on good images.
+        threshold: Score from which on the image is an alarm.
     """
 
     score: float
@@ -50,6 +53,7 @@ class Prediction:
     anomaly_map: NDArray[np.float32]
     mask: NDArray[np.bool_]
     p_value: float | None
+    threshold: float = THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,28 @@ class ImageRunner:
         device: Device that runs it.
         properties: OpenVINO's properties.
         cache: Folder for compiled models, or ``None``.
+        bits: See :func:`~mixedteacher_edge.decoding.to_rgb`.
+        max_pixels: See :func:`~mixedteacher_edge.decoding.to_rgb`.
     """
 
     def __init__(
-        self, core: openvino.Core, graph: openvino.Model, device: str, properties: dict[str, Any], cache: Path | None
+        self,
+        core: openvino.Core,
+        graph: openvino.Model,
+        device: str,
+        properties: dict[str, Any],
+        cache: Path | None = None,
+        bits: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.fixed_size = graphs.fixed_size(graph)
         self._core = core
         self._graph = graph
-        self._how = (device, properties, cache)
+        # the second one is read once in a process, when the first model runs
+        bounded = {"CPU_RUNTIME_CACHE_CAPACITY": str(CACHED_SIZES)} if device == "CPU" else {}
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CACHED_SIZES))
+        self._how = (device, properties | bounded, cache)
+        self._reading = (bits, max_pixels)
         self._process = _Process()
         self._left: list[_Process] = []  # a parent's: its compiled models would wait for their threads when deleted
 
@@ -112,7 +129,7 @@ class ImageRunner:
                     failure = item
                     break
                 name, image = item
-                rgb = self._rgb(name, image, copy=queue_size != 1)
+                rgb = self._read(name, image, copy=queue_size != 1)
                 oldest = None
                 if len(queue) >= (queue_size or self._process.best_queue_size):
                     oldest = _finished(*queue.popleft())
@@ -129,22 +146,25 @@ class ImageRunner:
                     with suppress(RuntimeError):
                         started.request.wait()  # OpenVINO reads the image until then
 
-    def _rgb(self, name: str, image: ImageSource, copy: bool) -> NDArray[Any] | DataError:
+    def rgb(self, image: ImageSource, name: str | None = None) -> RGB:
+        """Read an image as the model's images are read; see :func:`~mixedteacher_edge.decoding.to_rgb`."""
+        return to_rgb(image, name, *self._reading)
+
+    def _read(self, name: str, image: ImageSource, copy: bool) -> RGB | DataError:
         try:
-            rgb = to_rgb(image, name)
+            rgb = self.rgb(image, name)
         except DataError as error:
             return error
         height, width = rgb.shape[:2]
-        if self.fixed_size not in {None, (height, width)}:
-            fixed = self.fixed_size or ()
+        if self.fixed_size is not None and self.fixed_size != (height, width):
             return DataError(
-                f"The image {name} is {width} x {height} pixels, but the model takes {fixed[1]} x {fixed[0]}: resize "
-                "the image, or export the model without a fixed input size."
+                f"The image {name} is {width} x {height} pixels, but the model takes {self.fixed_size[1]} x "
+                f"{self.fixed_size[0]}: resize the image, or export the model without a fixed input size."
             )
         # Whoever gave an array may write the next image into it while this one is in progress.
         return rgb.copy() if copy and isinstance(image, np.ndarray) and np.may_share_memory(rgb, image) else rgb
 
-    def _start(self, rgb: NDArray[Any], name: str) -> "_Started | DataError":
+    def _start(self, rgb: RGB, name: str) -> "_Started | DataError":
         variant = self._variant(rgb.dtype == np.uint8)
         request = variant.request()
         try:
@@ -180,6 +200,10 @@ class EdgeDetector:
         precision: ``f32``, or ``auto`` for what OpenVINO prefers: on processors with bfloat16 it computes in that,
             faster, and loses some of the small differences that the anomaly map is made of.
         num_threads: Threads of the CPU; all by default.
+        threshold: Score from which on an image is an alarm, above 0 and below 1; the model's own, 0.5, by default.
+            Masks keep the model's.
+        bits: Bits that the values of a 16-bit image use, as 12; what the record says, else 16, by default.
+        max_pixels: Most pixels that a file may have; 500 million by default.
 
     Attributes:
         record: The model's record; ``None`` if it has none.
@@ -198,9 +222,15 @@ class EdgeDetector:
         cache: str | Path | None = "auto",
         precision: Literal["f32", "auto"] = "f32",
         num_threads: int | None = None,
+        threshold: float | None = None,
+        bits: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         core = openvino.Core()
         properties = _properties(device, performance_hint, precision, num_threads)
+        if threshold is not None and not 0 < threshold < 1:
+            msg = f"threshold is {threshold}: give a score above 0 and below 1; the model's own threshold is 0.5."
+            raise ConfigurationError(msg)
         graphs.check_device(core, device)
         path = graphs.model_file(model)
         self.record: ModelRecord | None = read_record(path) if path.suffix == ".xml" else None
@@ -209,6 +239,8 @@ class EdgeDetector:
         elif self.record.thresholds is None:
             msg = f"{path} was exported before its thresholds were found: calibrate it ('mixedteacher calibrate')."
             raise ExportedModelError(msg)
+        else:
+            bits = bits or (self.record.training_data or {}).get("bits")
         with ThreadPoolExecutor(1) as background:
             checking = None if self.record is None else background.submit(check_files, self.record, path)
             try:
@@ -218,12 +250,18 @@ class EdgeDetector:
                     checking.result()
         graphs.check_outputs(graph, path)
         graphs.set_single_image(graph, path)
-        self._runner = ImageRunner(core, graph, device, properties, graphs.cache_folder(path, cache))
+        cached = graphs.cache_folder(path, cache)
+        self._runner = ImageRunner(core, graph, device, properties, cached, bits, max_pixels)
+        self._threshold = threshold
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width in pixels that the record names or the input is fixed to; ``None`` if neither does."""
         return (self.record.image_size if self.record else None) or self._runner.fixed_size
+
+    def read(self, image: ImageSource, name: str | None = None) -> RGB:
+        """Read an image as the model sees it; see :func:`~mixedteacher_edge.decoding.to_rgb`."""
+        return self._runner.rgb(image, name)
 
     def predict(self, image: ImageSource) -> Prediction:
         """Judge one image.
@@ -303,13 +341,15 @@ class EdgeDetector:
                 "or calibrate its checkpoint ('mixedteacher calibrate'), and export it again."
             )
             raise ExportedModelError(msg)
-        anomaly_map, mask = outputs["anomaly_map"], outputs["pred_mask"]
+        anomaly_map, mask = (outputs[key].reshape(outputs[key].shape[-2:]) for key in ("anomaly_map", "pred_mask"))
+        own = self._threshold is None
         return Prediction(
             score=score,
-            label=bool(outputs["pred_label"].item()),
-            anomaly_map=anomaly_map.reshape(anomaly_map.shape[-2:]).astype(np.float32, copy=False),
-            mask=mask.reshape(mask.shape[-2:]).astype(np.bool_, copy=False),
+            label=bool(outputs["pred_label"].item()) if own else score >= self._threshold,  # type: ignore[operator]
+            anomaly_map=anomaly_map.astype(np.float32, copy=False),
+            mask=mask.astype(np.bool_, copy=False),
             p_value=self.record.thresholds.p_value(score) if self.record and self.record.thresholds else None,
+            threshold=self._threshold or THRESHOLD,
         )
 
 
@@ -348,7 +388,7 @@ class _Started:
 
     variant: _Variant
     request: openvino.InferRequest
-    rgb: NDArray[Any]
+    rgb: RGB
 
 
 def _finished(name: str, started: _Started | DataError) -> Outcome:
@@ -364,7 +404,7 @@ def _finished(name: str, started: _Started | DataError) -> Outcome:
     return name, outputs
 
 
-def _unfit(name: str, rgb: NDArray[Any], error: RuntimeError) -> DataError:
+def _unfit(name: str, rgb: RGB, error: RuntimeError) -> DataError:
     height, width, _ = rgb.shape
     return DataError(
         f"The model cannot process the image {name} of {width} x {height} pixels ({graphs.reason(error)}): resize it "

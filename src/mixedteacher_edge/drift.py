@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mixedteacher_edge.detector import Prediction
+from mixedteacher_edge.detector import THRESHOLD, Prediction
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError
 from mixedteacher_edge.record import ModelRecord
 
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MIN_SCORES = 8  # below it no window could ever be reported at a usual rate
-THRESHOLD = 0.5
 _TERMS = 100
 
 

@@ -18,10 +18,12 @@ COLORS = ((0, 0, 128), (0, 128, 255), (128, 255, 128), (255, 160, 0), (160, 0, 0
 OPACITY = 0.4
 CONTOUR = (255, 255, 255)
 CONTOUR_SHARE = 300  # the contour is one pixel wide for each such number of pixels of the shorter side
+_STRIP = 2**18  # pixels that are drawn at a time
+_TABLE = np.stack([np.interp(np.linspace(0, 1, 256), LEVELS, channel) for channel in zip(*COLORS, strict=True)], -1)
 
 
 class OverlayFolder:
-    """A folder of heat maps, one PNG for each image, under the image's stem.
+    """A folder of heat maps, one PNG for each image, under the image's path below its source.
 
     Args:
         folder: The folder; it is made if need be. Files of equal names in it are replaced.
@@ -41,42 +43,53 @@ class OverlayFolder:
                     "--overlays."
                 )
                 raise DataError(msg)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"Cannot make the folder {folder} ({error.strerror}): give another one with --overlays."
-            raise DataError(msg) from error
+        self._make(folder)
         self._folder = folder
+        self._roots = [source for source in map(Path, sources) if source.is_dir()]
         self._used: set[str] = set()
 
-    def write(self, name: str, image: ImageSource, prediction: Prediction) -> None:
+    def write(self, name: str, image: ImageSource, prediction: Prediction) -> Path:
         """Draw one image's heat map and write it.
 
         Args:
-            name: Name or path of the image. Where stems collide, a number is added.
-            image: The image.
+            name: Name or path of the image. Where names collide, a number is added.
+            image: The image, as the detector took it.
             prediction: What the detector says of it.
+
+        Returns:
+            Where it was written.
 
         Raises:
             DataError: If the image cannot be read any more, or the heat map cannot be written.
         """
         drawn = Image.fromarray(draw(image, prediction))
-        path = self._folder / f"{self._unique(name)}.png"
+        path = self._path(name)
+        self._make(path.parent)
         try:
-            drawn.save(path)
+            drawn.save(path, compress_level=1)  # a third of the time, for files a tenth larger
         except OSError as error:
             msg = f"Cannot write {path} ({error.strerror or error}): free space there, or give another --overlays."
             raise DataError(msg) from error
+        return path
 
-    def _unique(self, name: str) -> str:
+    @staticmethod
+    def _make(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"Cannot make the folder {folder} ({error.strerror}): give another one with --overlays."
+            raise DataError(msg) from error
+
+    def _path(self, name: str) -> Path:
         path = Path(name)
+        below = next((path.parent.relative_to(root) for root in self._roots if path.is_relative_to(root)), Path())
         stem = path.stem if path.suffix.lower() in IMAGES else re.sub("[:#]", "_", path.name)
-        unique, number = stem, 1
-        while unique.casefold() in self._used:  # some file systems do not tell a.png from A.png
+        unique, number = below / stem, 1
+        while str(unique).casefold() in self._used:  # some file systems do not tell a.png from A.png
             number += 1
-            unique = f"{stem}_{number}"
-        self._used.add(unique.casefold())
-        return unique
+            unique = below / f"{stem}_{number}"
+        self._used.add(str(unique).casefold())
+        return self._folder / f"{unique}.png"
 
 
 def draw(image: ImageSource, prediction: Prediction) -> NDArray[np.uint8]:
@@ -90,23 +103,45 @@ def draw(image: ImageSource, prediction: Prediction) -> NDArray[np.uint8]:
         uint8 array of shape ``(H, W, 3)``, of the image's size.
     """
     rgb = to_rgb(image)
-    values = rgb.astype(np.float64) * (1 if rgb.dtype == np.uint8 else 255)
     height, width = rgb.shape[:2]
-    heat = _resized(prediction.anomaly_map, (width, height), Image.Resampling.BILINEAR)
-    mask = _resized(prediction.mask.astype(np.float32), (width, height), Image.Resampling.NEAREST) > 0.5
-    color = np.stack([np.interp(heat, LEVELS, channel) for channel in zip(*COLORS, strict=True)], axis=-1)
-    blended = (1 - OPACITY) * values + OPACITY * color
-    blended[mask & ~_eroded(mask, 1 + min(height, width) // CONTOUR_SHARE)] = CONTOUR
-    return np.rint(blended).astype(np.uint8)
+    heat = Image.fromarray(prediction.anomaly_map)
+    rim = _Rim(prediction.mask, (height, width))
+    drawn = np.empty((height, width, 3), np.uint8)
+    rows = 1 + _STRIP // width
+    for top in range(0, height, rows):  # in floating point, a whole image would take eight times its memory
+        strip = slice(top, min(top + rows, height))
+        box = (0, heat.height * strip.start / height, heat.width, heat.height * strip.stop / height)
+        values = np.asarray(heat.resize((width, strip.stop - strip.start), Image.Resampling.BILINEAR, box=box))
+        color = _TABLE[np.rint(values.clip(0, 1) * 255).astype(np.uint8)]
+        below = rgb[strip] * np.float32(1 if rgb.dtype == np.uint8 else 255)
+        drawn[strip] = np.rint((1 - OPACITY) * below + OPACITY * color)
+        drawn[strip][rim.rows(strip)] = CONTOUR
+    return drawn
 
 
-def _resized(plane: NDArray[np.float32], size: tuple[int, int], method: Image.Resampling) -> NDArray[np.float32]:
-    return np.asarray(Image.fromarray(plane).resize(size, method))
+class _Rim:
+    """The rim of a mask that is enlarged to an image, each pixel to the nearest one's value.
 
+    What lies outside the image does not belong to the mask, so that every region has a closed contour.
+    """
 
-def _eroded(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """Take a rim off a mask; the image's border counts as outside, so that every region has a closed contour."""
-    for _ in range(pixels):
-        padded = np.pad(mask, 1)
-        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask
+    def __init__(self, mask: NDArray[np.bool_], size: tuple[int, int]) -> None:
+        self._mask = np.pad(mask, 1)
+        self._size = size
+        self._width = 1 + min(size) // CONTOUR_SHARE
+
+    def rows(self, strip: slice) -> NDArray[np.bool_]:
+        """Give the rows of a strip of the image."""
+        inside = self._at(strip, 0, 0)
+        if inside.any():
+            for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+                inside &= self._at(strip, down * self._width, right * self._width)
+        return self._at(strip, 0, 0) & ~inside
+
+    def _at(self, strip: slice, down: int, right: int) -> NDArray[np.bool_]:
+        rows = self._nearest(np.arange(strip.start, strip.stop) + down, 0)
+        return self._mask[rows[:, None], self._nearest(np.arange(self._size[1]) + right, 1)]
+
+    def _nearest(self, positions: NDArray[np.intp], axis: int) -> NDArray[np.intp]:
+        length = self._mask.shape[axis] - 2
+        return np.clip((2 * positions + 1) * length // (2 * self._size[axis]), -1, length) + 1

@@ -1,4 +1,4 @@
-"""The command ``mixedteacher predict MODEL.xml SOURCES...``: judge images with an exported model."""
+"""The command ``predict MODEL.xml SOURCES...``: judge images with an exported model."""
 
 import argparse
 import csv
@@ -24,12 +24,12 @@ from mixedteacher_edge.errors import DataError
 from mixedteacher_edge.overlay import OverlayFolder
 from mixedteacher_edge.sources import open_sources
 
-FIELDS = ("name", "score", "label", "p_value", "error")
+FIELDS = ("name", "score", "label", "p_value", "overlay", "error")
 DEFECT_STATUS = 3
-_LONGEST_ROW = 2**16  # in bytes
-EPILOG = """Each result has a name, a score with the threshold at 0.5, a label (true for a defect), a p-value
-if the model was calibrated on good images, and an error if the image cannot be read. Exit status: 0; 1 after an error
-or an unreadable image or a missing overlay; 3 with --fail-on-defect if there was a defect."""
+EPILOG = """Each result has a name, a score with the model's threshold at 0.5, a label (true for a defect), a p-value
+if the model was calibrated on good images, the file of its heat map if --overlays is given, and an error if the image
+cannot be read. Exit status: 0; 1 after an error or an unreadable image or a missing heat map; 3 with --fail-on-defect
+if there was a defect."""
 
 
 @dataclass
@@ -87,11 +87,14 @@ def main(args: Sequence[str]) -> int:
         performance_hint=settings.hint.upper(),
         cache=None if settings.no_cache else settings.cache,
         precision=settings.precision,
+        threshold=settings.threshold,
+        bits=settings.bits,
+        max_pixels=settings.max_pixels,
     )
     overlays = OverlayFolder(settings.overlays, settings.sources) if settings.overlays else None
     monitor = DriftMonitor.of(detector.record, state=settings.drift) if settings.drift else None
     tally = Tally()
-    with _sigterm_as_interrupt(), _output(settings.output, tally) as file:
+    with _sigterm_as_interrupt(), _output(settings.output) as file:
         _judge(detector, images, _checked(WRITERS[settings.format](file), file), overlays, monitor, tally)
     print(tally.text(), file=sys.stderr)
     if settings.fail_on_defect and tally.defects:
@@ -103,33 +106,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{Path(sys.argv[0]).stem} predict", description="Judge images with an exported model.", epilog=EPILOG
     )
-    parser.add_argument("model", type=Path, help="the exported model's .xml or .onnx file")
-    parser.add_argument(
-        "sources", nargs="+", help="image files, folders of images, video files, or camera:0 for the first camera"
-    )
-    parser.add_argument("--format", choices=WRITERS, default="jsonl", help="form of the results; default: jsonl")
-    parser.add_argument("--output", type=Path, help="file for the results; default: standard output")
-    parser.add_argument("--overlays", type=Path, metavar="DIR", help="folder for heat maps over the images")
-    parser.add_argument("--fail-on-defect", action="store_true", help="exit with status 3 if there is a defect")
-    parser.add_argument("--device", default="CPU", help="OpenVINO's device, such as CPU, GPU or AUTO; default: CPU")
+    add = parser.add_argument
+    add("model", type=Path, help="the exported model's .xml or .onnx file")
+    add("sources", nargs="+", help="image files, folders of images, videos, camera:0 or rtsp://... for cameras")
+    add("--format", choices=WRITERS, default="jsonl", help="form of the results; default: jsonl")
+    add("--output", type=Path, help="file for the results; default: standard output")
+    add("--overlays", type=Path, metavar="DIR", help="folder for heat maps over the images")
+    add("--fail-on-defect", action="store_true", help="exit with status 3 if there is a defect")
+    add("--threshold", type=float, help="score from which on an image is a defect, 0 to 1; default: 0.5, the model's")
+    add("--device", default="CPU", help="OpenVINO's device, such as CPU, GPU or AUTO; default: CPU")
     hints = [hint.lower() for hint in HINTS]
-    parser.add_argument("--hint", choices=hints, default=hints[0], help="what to optimise for; default: latency")
+    add("--hint", choices=hints, default=hints[0], help="what to optimise for; default: latency")
     cache = parser.add_mutually_exclusive_group()
     cache.add_argument("--cache", metavar="DIR", default="auto", help="folder for compiled models; default: beside it")
     cache.add_argument("--no-cache", action="store_true", help="keep no compiled model")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default=PRECISIONS[0], help="f32, or auto for the device's own"
-    )
-    parser.add_argument(
-        "--drift", type=Path, metavar="STATE", help="watch passed images for change; the file keeps the window"
-    )
-    parser.add_argument("--limit", type=_count, metavar="N", help="stop after N images")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="f32, or auto for the device's own")
+    add("--bits", type=_count, metavar="N", help="bits that a camera uses of 16; default: the model's")
+    add("--max-pixels", type=_count, metavar="N", help="most pixels of an image file; default: 500 million")
+    add("--drift", type=Path, metavar="STATE", help="watch passed images for change; the file keeps the window")
+    add("--limit", type=_count, metavar="N", help="stop after N images")
     return parser
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        msg = f"{text!r} is no number of images: give 1 or more."
+        msg = f"{text!r} is no number: give 1 or more."
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -154,31 +155,26 @@ def _judge(
     try:
         for item in detector.stream(remembered()):
             image = pending.popleft()
-            write(_row(item))
-            tally.add(item)
-            report = monitor.add(item.prediction) if monitor and item.prediction else None
-            if report and report.drifted:
-                print(report.text(), file=sys.stderr)
-            if overlays and item.prediction:
+            row: dict[str, Any] = dict.fromkeys(FIELDS) | {"name": item.name, "error": item.error}
+            if prediction := item.prediction:
+                row |= {"score": prediction.score, "label": prediction.label, "p_value": prediction.p_value}
                 try:
-                    overlays.write(item.name, image, item.prediction)
+                    if overlays:
+                        row["overlay"] = str(overlays.write(item.name, detector.read(image, item.name), prediction))
                 except DataError as error:  # the results count more
                     tally.not_drawn += 1
                     print(error, file=sys.stderr)
+            write(row)
+            tally.add(item)
+            report = monitor.add(prediction) if monitor and prediction else None
+            if report and report.drifted:
+                print(report.text(), file=sys.stderr)
             if progress:
                 print(f"\r{tally.images} images, {tally.defects} defects", end="", file=sys.stderr, flush=True)
     except (KeyboardInterrupt, BrokenPipeError):  # the usual end of a camera's run, and of "| head": what is done stays
         pass
     if progress:
         print("\r", end="", file=sys.stderr)
-
-
-def _row(item: StreamItem) -> dict[str, Any]:
-    prediction = item.prediction
-    if prediction is None:
-        return dict.fromkeys(FIELDS) | {"name": item.name, "error": item.error}
-    values = (item.name, prediction.score, prediction.label, prediction.p_value, None)
-    return dict(zip(FIELDS, values, strict=True))
 
 
 def _jsonl(file: TextIO) -> Callable[[dict[str, Any]], None]:
@@ -233,51 +229,18 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _output(path: Path | None, tally: Tally) -> Iterator[TextIO]:
-    """Open the file under a temporary name and rename it at the end, so that a file there is always a whole one.
-
-    Whatever ends the run before, such as a camera that was pulled out or a full disk, leaves the rows that were written
-    until then. A pipe or a device is written as it is.
-    """
+def _output(path: Path | None) -> Iterator[TextIO]:
+    """Open the results; each row is written when it is there, so that whatever ends the run leaves those before."""
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
         yield sys.stdout
         return
-    if path.exists() and not path.is_file():
-        with _opened(path, path) as file:
-            yield file
-        return
-    path = path.resolve()  # of a symbolic link, the file is replaced and not the link; a pipe's is the name of no file
-    temporary = path.with_name(f"{path.name}.part")
-    file = _opened(temporary, path)
-    try:
-        with file:
-            yield file
-    finally:
-        if tally.images:
-            _rename(temporary, path)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def _opened(file: Path, path: Path) -> TextIO:
     try:
         # names that are not UTF-8 keep their bytes
-        return file.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         msg = f"Cannot write {path} ({error.strerror}): give another file with --output."
         raise DataError(msg) from error
-
-
-def _rename(temporary: Path, path: Path) -> None:
-    """Give written rows their name, without a last one that a full disk has cut off."""
-    try:
-        with temporary.open("rb+") as file:
-            file.seek(-min(_LONGEST_ROW, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            start, rows = file.tell(), file.read()
-            file.truncate(start + rows.rfind(b"\n") + 1)
-        temporary.replace(path)
-    except OSError as error:
-        msg = f"Cannot write {path} ({error.strerror}): the results are in {temporary}."
-        raise DataError(msg) from error
+    with file:
+        yield file
