@@ -1,5 +1,6 @@
 """Reading images for anomalib by the rules of the edge: 16 bits over their whole range, upright, bad ones named."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, MIN_SIDE, ORIENTATION, check_size, setting, to_rgb
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "BITS",
@@ -59,8 +62,7 @@ def check_image(path: str | Path) -> None:
     """
     rgb = to_rgb(path)
     if (rgb == rgb[0, 0]).all():
-        msg = f"{path} has the same value in all its pixels, as of a covered camera: replace it or remove it."
-        raise DataError(msg)
+        logger.warning("%s has one value in all its pixels, as of a covered camera: replace it or remove it.", path)
 
 
 def check_mask(image: str | Path, mask: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The command ``calibrate MODEL.xml --good FOLDER``: thresholds from good images, beside the camera too."""
+"""Thresholds of an exported model set anew, beside the camera too: the command ``calibrate``, and by hand."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from mixedteacher_edge import graph as graphs
 from mixedteacher_edge.conformal import check_alarm_rate, suspects
 from mixedteacher_edge.detector import ImageRunner
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError, ExportedModelError
-from mixedteacher_edge.record import check_files, read_record, record_path
+from mixedteacher_edge.record import ModelRecord, check_files, read_record, record_path
 from mixedteacher_edge.sources import images_below
 from mixedteacher_edge.thresholds import Thresholds, check_min_area, region_score
 
@@ -46,23 +46,11 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
     """
     check_alarm_rate(alarm_rate)
     check_min_area(min_area)
-    check_output(output)
-    if output.suffix != ".xml":
-        msg = f"--output {output} must end in .xml, as the model does."
-        raise CalibrationError(msg)
-    path = graphs.model_file(model)
-    record = read_record(path)
-    if record is None:
-        msg = f"{model} has no {record_path(path).name} beside it: copy the whole folder of the export."
-        raise ExportedModelError(msg)
-    check_files(record, path)
-    core = openvino.Core()
-    network = graphs.raw(graphs.read_file(core, path))
+    network, record = _open(model, output)
     single = network.clone()
-    graphs.set_single_image(single, path)
+    graphs.set_single_image(single, model)
     # in float32, or OpenVINO would take bfloat16 where the processor has it
-    bits = (record.training_data or {}).get("bits")
-    runner = ImageRunner(core, single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, bits=bits)
+    runner = ImageRunner(openvino.Core(), single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, bits=record.bits)
     paths = good_images(good)
     scores, regions = [], []
     for _, outputs in runner.run((str(path), path) for path in paths):
@@ -72,12 +60,68 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
         anomaly_map = outputs["anomaly_map"]
         regions.append(region_score(anomaly_map.reshape(anomaly_map.shape[-2:]), min_area))
     thresholds = Thresholds.from_good(scores, regions, alarm_rate, min_area, strict=True)
+    _write(network, replace(record, thresholds=thresholds), output)
+    return thresholds, [str(paths[position]) for position in suspects(scores)]
+
+
+def set_thresholds(model: Path, output: Path, image: float | None = None, pixel: float | None = None) -> Thresholds:
+    """Set an exported OpenVINO model's thresholds by hand, and write it anew.
+
+    Where the model was calibrated on good images, its p-values and its scale's 0.25 stay; a budget is promised no more.
+
+    Args:
+        model: The ``.xml`` file that this package exported.
+        output: The ``.xml`` file to write, with its record; it may be ``model``.
+        image: Raw score from which on an image is an alarm, as the record gives it; the model's own by default.
+        pixel: Raw value of the map from which on a pixel is marked; the model's own by default.
+
+    Returns:
+        The thresholds.
+
+    Raises:
+        CalibrationError: If the output cannot be written.
+        ConfigurationError: If the model has no threshold for images, and none is given.
+        ExportedModelError: If the model's files are damaged, or were not exported by this package.
+    """
+    network, record = _open(model, output)
+    own = record.thresholds
+    if own is None and image is None:
+        msg = f"{model} has no thresholds: give one for images (--image-threshold)."
+        raise ConfigurationError(msg)
+    thresholds = own if own is not None else Thresholds(image or 0.0)
+    thresholds = replace(
+        thresholds,
+        image=thresholds.image if image is None else image,
+        pixel=thresholds.value("pixel") if pixel is None else pixel,
+        alarm_rate=None,
+    )
+    _write(network, replace(record, thresholds=thresholds), output)
+    return thresholds
+
+
+def _open(model: Path, output: Path) -> tuple[openvino.Model, ModelRecord]:
+    """Read a model without its verdict, and its record, when the output can be written."""
+    if output.suffix != ".xml":
+        msg = f"--output {output} must end in .xml, as the model does."
+        raise CalibrationError(msg)
+    check_output(output)
+    path = graphs.model_file(model)
+    record = read_record(path)
+    if record is None:
+        msg = f"{model} has no {record_path(path).name} beside it: copy the whole folder of the export."
+        raise ExportedModelError(msg)
+    check_files(record, path)
+    # from memory, so that the files may be replaced
+    network = openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    return graphs.raw(network), record
+
+
+def _write(network: openvino.Model, record: ModelRecord, output: Path) -> None:
+    assert record.thresholds is not None  # just set
     with writing(output):
         # weights that were stored in half the space become float32 when read; stored again they lose nothing
         half = record.precision == "FP16"
-        calibrated = replace(record, thresholds=thresholds)
-        graphs.write_model(graphs.with_thresholds(network, thresholds), calibrated, output, compress_to_fp16=half)
-    return thresholds, [str(paths[position]) for position in suspects(scores)]
+        graphs.write_model(graphs.with_thresholds(network, record.thresholds), record, output, compress_to_fp16=half)
 
 
 def check_output(output: Path) -> None:

@@ -19,17 +19,7 @@ FAR_OUT = 3.0  # Tukey's fence for values that are "far out", in interquartile r
 
 
 def check_alarm_rate(alarm_rate: float) -> float:
-    """Refuse a budget that is no share.
-
-    Args:
-        alarm_rate: Share of good images that may raise an alarm.
-
-    Returns:
-        The budget.
-
-    Raises:
-        CalibrationError: If it is not above 0 and below 1.
-    """
+    """Refuse a budget that is not above 0 and below 1, with a CalibrationError; give it back otherwise."""
     if not 0 < alarm_rate < 1:
         msg = f"An alarm rate of {alarm_rate} makes no sense: give a share above 0 and below 1, such as 0.01."
         raise CalibrationError(msg)
@@ -37,13 +27,7 @@ def check_alarm_rate(alarm_rate: float) -> float:
 
 
 def check_scores(scores: ArrayLike) -> NDArray[np.float64]:
-    """Check calibration scores and sort them.
-
-    Args:
-        scores: Scores of good images, one dimension.
-
-    Returns:
-        The scores in ascending order.
+    """Sort calibration scores in ascending order.
 
     Raises:
         CalibrationError: If there are none, or if one is not finite.
@@ -54,15 +38,14 @@ def check_scores(scores: ArrayLike) -> NDArray[np.float64]:
             "There are no good images to calibrate on: give a folder of good images that the model was not trained on."
         )
         raise CalibrationError(msg)
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
+    if bad := int((~np.isfinite(values)).sum()):
         msg = f"{bad} of {values.size} calibration scores are not finite: the model is broken, train it again."
         raise CalibrationError(msg)
     return values
 
 
 def conformal_rank(n: int, alarm_rate: float) -> int:
-    """Find which calibration score is the threshold: the ``ceil((n + 1) * (1 - alarm_rate))``-th smallest.
+    """Find which calibration score is the last to pass: the ``ceil((n + 1) * (1 - alarm_rate))``-th smallest.
 
     Args:
         n: Number of calibration scores, 1 or more.
@@ -75,8 +58,7 @@ def conformal_rank(n: int, alarm_rate: float) -> int:
         CalibrationError: If the budget is out of range.
     """
     # As the decimal that was written: 0.07 as a binary float lies a little beside it, enough to move a ceiling.
-    budget = Fraction(str(check_alarm_rate(alarm_rate)))
-    return math.ceil((n + 1) * (1 - budget))
+    return math.ceil((n + 1) * (1 - Fraction(str(check_alarm_rate(alarm_rate)))))
 
 
 def smallest_alarm_rate(n: int) -> float:
@@ -131,7 +113,7 @@ def realised_alarm_rate(n: int, rank: int, confidence: float = 0.95) -> tuple[fl
 
     Args:
         n: Number of calibration images.
-        rank: Rank of the threshold, from 1 to ``n``.
+        rank: Rank of the last score that passes, from 1 to ``n``.
         confidence: Probability that the interval covers, above 0 and below 1.
 
     Returns:
@@ -161,28 +143,19 @@ def p_value(score: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
 
 
 def suspects(scores: ArrayLike) -> NDArray[np.intp]:
-    """Find calibration images that do not look good: far above the others.
-
-    Args:
-        scores: Scores of the calibration images, in their order.
+    """Find calibration images that do not look good.
 
     Returns:
         Positions of scores more than three interquartile ranges above the upper quartile (Tukey 1977, "far out"),
         highest first.
     """
     values = np.asarray(scores, dtype=np.float64).ravel()
-    check_scores(values)
-    low, high = np.quantile(values, [0.25, 0.75])
+    low, high = np.quantile(check_scores(values), [0.25, 0.75])
     far = np.flatnonzero(values > high + FAR_OUT * (high - low))
     return far[np.argsort(-values[far])]
 
 
 def rounded_up(rate: float, digits: int = 2) -> str:
-    """Write a rate rounded up, so that what is written is still reachable.
-
-    Args:
-        rate: A rate above 0.
-        digits: Digits behind leading zeros.
-    """
+    """Write a rate rounded up to some digits behind leading zeros, so that what is written is still reachable."""
     scale = 10 ** (digits - 1 - math.floor(math.log10(rate)))
     return f"{math.ceil(rate * scale - 1e-9) / scale:g}"

@@ -240,7 +240,7 @@ class EdgeDetector:
             msg = f"{path} was exported before its thresholds were found: calibrate it ('mixedteacher calibrate')."
             raise ExportedModelError(msg)
         else:
-            bits = bits or (self.record.training_data or {}).get("bits")
+            bits = bits or self.record.bits
         with ThreadPoolExecutor(1) as background:
             checking = None if self.record is None else background.submit(check_files, self.record, path)
             try:

@@ -2,8 +2,8 @@
 
 The scores of images that passed as good are gathered in windows. A full window is compared with the calibration's
 passing scores by the two-sample Kolmogorov-Smirnov test, which asks nothing of their distribution. If nothing has
-changed, both are draws from the same scores, and a share of ``false_report_rate`` of the windows is reported, on
-average over calibrations; windows do not overlap, so that looking often does not add false reports.
+changed, a share of ``false_report_rate`` of the windows is reported, on average over calibrations; windows do not
+overlap, so that looking often does not add false reports.
 """
 
 import json
@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,10 @@ from mixedteacher_edge.detector import THRESHOLD, Prediction
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError
 from mixedteacher_edge.record import ModelRecord
 
-logger = logging.getLogger(__name__)
-
 FORMAT = 1
 MIN_SCORES = 8  # below it no window could ever be reported at a usual rate
-_TERMS = 100
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,20 @@ class DriftReport:
     def text(self) -> str:
         """Write the report as one sentence."""
         finding = "no longer look like" if self.drifted else "look like"
-        side = "higher" if self.higher else "lower"
         return (
-            f"The last {self.images} passed images {finding} the calibration images: scores mostly {side}, strength "
-            f"{self.strength:.2f}, p = {self.p_value:.2g}."
+            f"The last {self.images} passed images {finding} the calibration images: scores mostly "
+            f"{'higher' if self.higher else 'lower'}, strength {self.strength:.2f}, p = {self.p_value:.2g}."
         )
 
 
 class DriftMonitor:
-    """Watches the scores of passed images for change. It may be used from several threads.
+    """Watches the scores of images that the model passes for change. It may be used from several threads.
 
     Args:
         calibration: Scores of the calibration images, as the exported model gives them.
         state: File that keeps the window over restarts, one for each process; ``None`` keeps it in memory only. It is
             replaced as a whole, so a crash leaves the old or the new one.
-        window: Number of passed images to compare at a time.
+        window: Number of passed images to compare at a time, 8 or more.
         false_report_rate: Share of windows that are reported although nothing has changed, above 0 and below 1.
         model: Names the model in the state, so that another model's window is not continued.
 
@@ -83,7 +80,7 @@ class DriftMonitor:
         false_report_rate: float = 0.001,
         model: str = "",
     ) -> None:
-        scores = np.sort(np.asarray(calibration, dtype=np.float64).ravel())
+        scores = np.asarray(calibration, dtype=np.float64).ravel()
         self._calibration = scores[scores < THRESHOLD]
         if self._calibration.size < MIN_SCORES:
             msg = (
@@ -106,11 +103,7 @@ class DriftMonitor:
 
     @classmethod
     def of(cls, record: ModelRecord | None, **arguments: Any) -> "DriftMonitor":
-        """Make a monitor for an exported model.
-
-        Args:
-            record: The model's record.
-            arguments: Those of the class, but for the scores and the model.
+        """Make a monitor for an exported model; ``arguments`` are the class's, but for the scores and the model.
 
         Raises:
             CalibrationError: If the model was not calibrated on good images.
@@ -121,15 +114,12 @@ class DriftMonitor:
         return cls(record.thresholds.good_scores, model="".join(sorted(record.files.values())), **arguments)
 
     def add(self, prediction: Prediction) -> DriftReport | None:
-        """Take one prediction; alarms are left out.
-
-        Args:
-            prediction: What the detector said.
+        """Take one prediction; what the model's own threshold does not pass is left out.
 
         Returns:
             A report when the window is full; the next window then starts.
         """
-        if prediction.label:
+        if prediction.score >= THRESHOLD:
             return None
         with self._adding:
             self.scores.append(prediction.score)
@@ -149,13 +139,12 @@ class DriftMonitor:
             return []
         try:
             content = json.loads(self._state.read_text())
-            if (content["format"], content["model"]) != (FORMAT, self._model):
-                logger.warning("%s belongs to another model: a new window starts.", self._state)
-                return []
-            return [float(score) for score in content["scores"]][-self._window + 1 :]
+            if (content["format"], content["model"]) == (FORMAT, self._model):
+                return [float(score) for score in content["scores"]][-self._window + 1 :]
+            logger.warning("%s belongs to another model: a new window starts.", self._state)
         except (OSError, ValueError, KeyError, TypeError):
             logger.warning("%s cannot be read: a new window starts.", self._state)
-            return []
+        return []
 
     def _save(self) -> None:
         if self._state is None:
@@ -171,12 +160,8 @@ class DriftMonitor:
             self._state = None
 
 
-def kolmogorov_smirnov(first: Sequence[float] | ArrayLike, second: Sequence[float] | ArrayLike) -> tuple[float, float]:
+def kolmogorov_smirnov(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
     """Compare two samples by the two-sample Kolmogorov-Smirnov test.
-
-    Args:
-        first: One sample.
-        second: Another sample.
 
     Returns:
         Largest difference of the two distribution functions, in ``[0, 1]``, and its p-value by the asymptotic formula
@@ -190,5 +175,5 @@ def kolmogorov_smirnov(first: Sequence[float] | ArrayLike, second: Sequence[floa
     scaled = (root + 0.12 + 0.11 / root) * statistic
     if scaled < 0.2:  # where the series needs ever more terms, and is 1 to ten digits
         return statistic, 1.0
-    terms = (2 * (-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, _TERMS))
+    terms = (2 * (-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 100))
     return statistic, min(1.0, max(0.0, sum(terms)))

@@ -25,13 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_file(model: str | Path) -> Path:
-    """Find the file to load.
-
-    Args:
-        model: ``.xml`` or ``.onnx`` file, or the ``.bin`` file beside an ``.xml``.
-
-    Returns:
-        The ``.xml`` or ``.onnx`` file.
+    """Find the ``.xml`` or ``.onnx`` file to load, given it or the ``.bin`` file beside an ``.xml``.
 
     Raises:
         ExportedModelError: If it does not exist, or if its name has another ending.
@@ -63,8 +57,8 @@ def read_file(core: openvino.Core, path: Path) -> openvino.Model:
             installed = openvino.__version__.partition("-")[0]
             remedy = f"update openvino ({OLDEST_OPENVINO} or newer)"
             msg = f"{path} needs a later OpenVINO than {installed} ({reason(error)}): {remedy}."
-            raise ExportedModelError(msg) from error
-        msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {AGAIN}."
+        else:
+            msg = f"{path} is no model that OpenVINO can read, or it is damaged ({reason(error)}): {AGAIN}."
         raise ExportedModelError(msg) from error
 
 
@@ -146,11 +140,7 @@ def check_device(core: openvino.Core, device: str) -> None:
 
 
 def cache_folder(model: Path, cache: str | Path | None) -> Path | None:
-    """Find a folder for compiled models.
-
-    Args:
-        model: The model's file.
-        cache: ``"auto"`` for a folder beside it, another folder, or ``None`` for none.
+    """Find a folder for compiled models: beside the model for ``"auto"``, another, or none.
 
     Returns:
         The folder, made if need be; ``None`` if nothing can be written there.
@@ -171,24 +161,17 @@ def cache_folder(model: Path, cache: str | Path | None) -> Path | None:
 def compile_graph(
     core: openvino.Core, graph: openvino.Model, device: str, properties: dict[str, Any], cache: Path | None
 ) -> openvino.CompiledModel:
-    """Compile a graph, or take it compiled from OpenVINO's cache.
-
-    Args:
-        core: OpenVINO.
-        graph: The graph.
-        device: Device that runs it.
-        properties: OpenVINO's properties.
-        cache: Folder for compiled models.
+    """Compile a graph, or take it compiled from OpenVINO's cache in a folder.
 
     Raises:
         ExportedModelError: If the device cannot run the graph in this way.
     """
+    if cache is not None:
+        try:
+            return core.compile_model(graph, device, properties | {"CACHE_DIR": str(cache)})
+        except RuntimeError:  # a full disk, say, must not keep a detector from starting
+            logger.warning("The cache %s cannot be used: this start compiles the model.", cache)
     try:
-        if cache is not None:
-            try:
-                return core.compile_model(graph, device, properties | {"CACHE_DIR": str(cache)})
-            except RuntimeError:  # a full disk, say, must not keep a detector from starting
-                logger.warning("The cache %s cannot be used: this start compiles the model.", cache)
         return core.compile_model(graph, device, properties)
     except RuntimeError as error:
         msg = f"The device {device} cannot run the model ({reason(error)}): try another device, or precision='auto'."
@@ -202,10 +185,7 @@ def reason(error: Exception) -> str:
 
 
 def raw(model: openvino.Model) -> openvino.Model:
-    """Take the verdict off a graph again.
-
-    Args:
-        model: A graph that this package exported.
+    """Take the verdict off a graph that this package exported.
 
     Returns:
         Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
@@ -229,11 +209,7 @@ def raw(model: openvino.Model) -> openvino.Model:
 
 
 def with_thresholds(model: openvino.Model, thresholds: Thresholds) -> openvino.Model:
-    """Let a graph judge by thresholds.
-
-    Args:
-        model: Graph with outputs ``pred_score`` and ``anomaly_map``, not normalised.
-        thresholds: The thresholds.
+    """Let a graph with outputs ``pred_score`` and ``anomaly_map``, not normalised, judge by thresholds.
 
     Returns:
         Graph with the outputs of anomalib's ``InferenceBatch``, by its names and in its order: ``pred_score``,
@@ -264,14 +240,14 @@ _NODES = Arithmetic(opset13.absolute, opset13.less, opset13.select, _constant)
 
 
 def write_model(model: openvino.Model, record: ModelRecord, path: Path, compress_to_fp16: bool = False) -> Path:
-    """Write a model, its weights and its record.
+    """Write a model, its weights and its record, whose checksums are filled in.
 
     All is written to a folder of its own first. The old ``.xml`` goes before the new weights come, and the new one
     comes last, so that whenever the process is killed there is a model that belongs together, or none.
 
     Args:
         model: The graph.
-        record: Its record; the files' checksums are filled in.
+        record: Its record.
         path: The ``.xml`` file to write; ``.bin`` and record go beside it.
         compress_to_fp16: Store the weights in half the space.
 

@@ -24,7 +24,7 @@ class ModelRecord:
         image_size: Height and width to which the graph resizes images; ``None`` if it does not.
         teacher_weights: Where the teachers' weights came from.
         fingerprints: SHA-256 of each teacher's weights, by backbone.
-        training_data: ``images`` and ``sha256`` of the training images; ``None`` if unknown.
+        training_data: ``images``, ``sha256`` and ``bits`` of the training images; ``None`` if unknown.
         thresholds: Raw thresholds of the graph; ``None`` if it has none.
         quality: AUROC on labelled images, of this file and of the same graph in FP32; ``None`` if not measured.
         files: SHA-256 of each of the model's files, by name.
@@ -40,6 +40,11 @@ class ModelRecord:
     thresholds: Thresholds | None = None
     quality: dict[str, float] | None = None
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int | None:
+        """Bits that 16-bit training images used; ``None`` if unknown."""
+        return (self.training_data or {}).get("bits")
 
     def text(self) -> str:
         """Write the record as JSON."""
@@ -57,16 +62,10 @@ def sha256(path: Path) -> str:
 
 
 def read_record(model: Path) -> ModelRecord | None:
-    """Read a model's record; the model's files are left to :func:`check_files`.
-
-    Args:
-        model: Path of the ``.xml`` file.
-
-    Returns:
-        The record; ``None`` if there is none, as beside models that anomalib exported.
+    """Read the record of an ``.xml`` file; ``None`` if there is none, as beside models that anomalib exported.
 
     Raises:
-        ExportedModelError: If the record cannot be read.
+        ExportedModelError: If it cannot be read.
     """
     path = record_path(model)
     if not path.exists():
@@ -89,20 +88,15 @@ def read_record(model: Path) -> ModelRecord | None:
 
 
 def check_files(record: ModelRecord, model: Path) -> None:
-    """Check that a model's files are those that its record was written for.
-
-    Args:
-        record: The record.
-        model: Path of the ``.xml`` file.
+    """Check that the files of an ``.xml`` file are those that its record was written for.
 
     Raises:
-        ExportedModelError: If a file is missing or is not the recorded one.
+        ExportedModelError: If one is missing or is not the recorded one.
     """
-    for name in (model.name, model.with_suffix(".bin").name):
-        file = model.with_name(name)
+    for file in (model, model.with_suffix(".bin")):
         if not file.exists():
             msg = f"The model's file {file} is missing: {AGAIN}."
             raise ExportedModelError(msg)
-        if sha256(file) != record.files.get(name):
+        if sha256(file) != record.files.get(file.name):
             msg = f"{file} is not the file that {record_path(model).name} was written for, or it is damaged: {AGAIN}."
             raise ExportedModelError(msg)

@@ -1,187 +1,128 @@
-"""``mixedteacher benchmark`` end to end: real trainings, a kill in the middle, and data sets that lack something."""
+"""``mixedteacher benchmark`` with real trainings: a killed worker, a cluster's scheduler, and maps of one training."""
 
-import json
-import shutil
+import os
 import signal
-import subprocess
-import sys
+import threading
 import time
+from dataclasses import asdict, replace
 
-import numpy as np
+import dask
+import distributed
 import pytest
-import yaml
-from PIL import Image
 
-from anomalib_mixedteacher.benchmark import command
-from anomalib_mixedteacher.benchmark.plan import parse_plan
+from anomalib_mixedteacher.benchmark.command import main, parse, run
+from anomalib_mixedteacher.benchmark.result import Cell
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
-from anomalib_mixedteacher.benchmark.tables import values_of
-from anomalib_mixedteacher.cli import main
+from anomalib_mixedteacher.benchmark.training import run_training
 
-TINY = {"teacher_weights": "random", "image_size": 64, "epochs": 1}
-TEXTURES = {
-    "class_path": "SyntheticTextures",
-    "init_args": {"image_size": 64, "num_train": 10, "num_test_good": 4, "num_defects_per_kind": 1},
-}
+SIZES = "{image_size: 64, num_train: 10, num_test_good: 4, num_defects_per_kind: 1}"
+TEXTURES = f"{{class_path: SyntheticTextures, init_args: {SIZES}"
+STFPM = "{class_path: Stfpm, init_args: {layers: [layer1]}"
+TINY = ["--teacher_weights", "random", "--image_size", "64", "--max_epochs", "1"]
 
 
-def fingerprint(folder):
-    """All that does not depend on the clock."""
-    return {
-        result.cell.name: (result.metrics, result.alarms, result.calibration, result.curves)
-        for result in folder.results()
-    }
-
-
-def test_killed_and_started_again_it_ends_in_the_same(tmp_path):
-    plan = {"models": ["Stfpm", "Patchcore"], "data": [TEXTURES | {"categories": ["weave", "grid"]}], **TINY}
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    start = [sys.executable, "-m", "anomalib_mixedteacher.cli", "benchmark", str(tmp_path / "plan.yaml"), "--output"]
-    whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
-    subprocess.run([*start, str(whole.path)], check=True, capture_output=True)
-    assert len(whole.results()) == 4
-
-    process = subprocess.Popen([*start, str(cut.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(cut.path.glob("cells/[!.]*")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(1)  # the killed one's child ends by itself
-    finished = {path: path.stat().st_mtime_ns for path in cut.path.glob("cells/[!.]*/result.json")}
-    assert 0 < len(finished) < 4
-    assert not (cut.path / "table.md").exists()
-
-    again = subprocess.run([*start, str(cut.path)], check=True, capture_output=True, text=True)
-    assert f"{len(finished)} of 4 cells are finished and are not run again." in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert fingerprint(cut) == fingerprint(whole)
-    assert {path.name for path in cut.path.glob("cells/*")} == {path.name for path in whole.path.glob("cells/*")}
-    head, *rows = (cut.path / "table.csv").read_text().splitlines()
-    assert len(rows) == 4
-    assert {"image_AUROC", "PRO", "latency_ms", "images_per_second", "peak_memory_mb"} <= set(head.split(","))
+def benchmark(folder, models, *options, categories="weave"):
+    return [
+        *TINY,
+        "--models",
+        f"[{models}]",
+        "--data",
+        f"[{TEXTURES}, categories: [{categories}]}}]",
+        "--output",
+        str(folder),
+        *options,
+    ]
 
 
 @pytest.fixture(scope="module")
-def odd_folders(tmp_path_factory):
-    """Data sets that lack something, each with 10 good images."""
-    root = tmp_path_factory.mktemp("odd")
-    rng = np.random.default_rng(0)
-    defects = {"no_masks": 3, "no_defects": 0, "single_defect": 1, "sixteen_bits": 3}
-    for name, count in defects.items():
-        for place, images in {"good": 10, "bad": count, "mask": 0 if name == "no_masks" else count}.items():
-            for index in range(images):
-                (root / name / place).mkdir(parents=True, exist_ok=True)
-                write(root / name / place, index, place, rng, name == "sixteen_bits")
-    return root
+def scheduler():
+    """A cluster whose one worker is a thread of this process, which has torch and anomalib already."""
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
 
 
-def write(folder, index, place, rng, sixteen_bits):
-    if place == "mask":
-        mask = np.zeros((64, 64), np.uint8)
-        mask[16:32, 16:32] = 255
-        Image.fromarray(mask).save(folder / f"{index}.png")
-        return
-    image = np.repeat(rng.normal(120, 20, (64, 64, 1)).clip(0, 240).astype(np.uint8), 3, axis=-1)
-    if place == "bad":
-        image[16:32, 16:32] = 250
-    if sixteen_bits:
-        Image.fromarray(image[..., 0].astype(np.uint16) * 256).save(folder / f"{index}.tiff")
-    else:
-        Image.fromarray(image).save(folder / f"{index}.png")
+def kill_a_worker_within_its_cell(killed):
+    """Wait until two workers train, and kill one of them."""
+    while True:
+        time.sleep(0.2)
+        try:
+            client = distributed.default_client()
+        except ValueError:  # not there yet
+            continue
+        training = {worker: keys for worker, keys in client.processing().items() if keys}
+        if len(training) == 2:
+            time.sleep(1)
+            worker, (key,) = next(iter(training.items()))
+            os.kill(client.run(os.getpid)[worker], signal.SIGKILL)
+            killed.append(key)
+            return
 
 
-def test_data_that_lack_something_say_so_and_are_complete_otherwise(odd_folders, tmp_path, capsys):
+def test_the_cell_of_a_killed_worker_is_run_again(tmp_path, capsys):
+    killed = []
+    threading.Thread(target=kill_a_worker_within_its_cell, args=[killed], daemon=True).start()
+    plan, options = parse(
+        benchmark(tmp_path, f"{STFPM}}}", "--workers", "2", "--threads", "1", categories="weave, grid")
+    )
+    assert run(plan, options) == 0
+    folder = RunFolder(tmp_path)
+    assert killed[0] in [result.cell.name for result in folder.results()]
+    assert [result.cell.data for result in folder.results()] == ["SyntheticTextures/weave", "SyntheticTextures/grid"]
+    assert (folder.failures(), folder.unfinished()) == ([], {})
+    assert "### SyntheticTextures (mean of 2)" in (tmp_path / "table.md").read_text()
+    assert "[2/2] " in capsys.readouterr().out
+
+
+def test_a_scheduler_trains_what_is_missing_and_names_what_fails(tmp_path, scheduler, capsys):
     folder = RunFolder(tmp_path / "run")
-    data = [command._folder(odd_folders / name) for name in ("no_masks", "no_defects", "single_defect", "sixteen_bits")]
-    status = command.run(parse_plan({"models": ["Stfpm"], "data": data, **TINY}, "here"), folder)
-    assert (status, folder.failures()) == (0, [])
-    found = {result.cell.data: result for result in folder.results()}
-    assert set(found["no_masks"].missing) == {"pixel_AUROC", "PRO", "pixel_F1"}
-    assert {"image_AUROC", "false_alarm_rate"} <= found["no_masks"].metrics.keys()
-    assert set(found["no_defects"].missing.values()) == {"The test set has no defective images."}
-    assert "false_alarm_rate" in found["no_defects"].metrics
-    assert found["single_defect"].missing == {}
-    assert any("Only 1 defective image" in note for note in found["single_defect"].notes)
-    assert found["sixteen_bits"].missing == {}
-    for data, defects in {"no_masks": 3, "no_defects": 0, "single_defect": 1, "sixteen_bits": 3}.items():
-        alarms = found[data].alarms
-        assert {kind: images for kind, (_, images) in alarms.items()} == {"good": 2} | (
-            {"abnormal": defects} if defects else {}
-        )
-        assert alarms["good"][0] == 2 * found[data].metrics["false_alarm_rate"]
-        found_rate = values_of(found[data], {}).get("found_rate")
-        assert found_rate == (alarms["abnormal"][0] / defects if defects else None)
-    printed = capsys.readouterr().out
-    assert "- no_masks (pixel_AUROC, PRO, pixel_F1): The test set has no masks." in printed
-    for result in found.values():
-        assert folder.export(result.cell).exists()
-        speed = json.loads(folder.speed.read_text())[result.cell.name]
-        assert set(speed) == {"latency_ms", "images_per_second", "gmacs", "latency_ratio"}
-        kinds = folder.predictions(result.cell).kinds
-        assert {kind: kinds.count(kind) for kind in kinds} == {kind: n for kind, (_, n) in result.alarms.items()}
+    assert main(benchmark(folder.path, f"{STFPM}}}", "--scheduler", scheduler)) == 0
+    (first,) = folder.results()
+    assert set(first.metrics) == {"image_AUROC", "image_AP", "pixel_AUROC", "PRO", "false_alarm_rate", "found_rate"}
+    assert first.costs["wall_seconds"] > first.costs["train_seconds"] > 0
+    kept = folder.predictions(first.cell)
+    assert (len(kept.paths), kept.maps.shape, kept.good_scores.shape) == (10, (10, 64, 64), (2,))
+
+    broken = f"{STFPM}, label: broken, teacher_weights: {tmp_path}}}"
+    assert main(benchmark(folder.path, f"{STFPM}}}, {broken}", "--scheduler", scheduler)) == 1
+    assert "1 of 2 results are there already." in capsys.readouterr().out
+    assert folder.results() == [first]  # its date too: it was not trained again
+    (failure,) = folder.failures()
+    assert (failure.cell.model, "resnet18" in failure.message) == ("broken", True)
+    assert "Traceback" in folder.log(failure.cell).read_text()
+    assert (
+        f"- broken on SyntheticTextures/weave, seed 0, failed: {failure.message}"
+        in (folder.path / "table.md").read_text()
+    )
 
 
-def test_new_images_are_trained_on_and_the_report_counts_them(odd_folders, tmp_path, capsys):
-    shutil.copytree(odd_folders / "single_defect", tmp_path / "fabric")
-    folder = RunFolder(tmp_path / "run")
-    plan = parse_plan({"models": ["Stfpm"], "data": [command._folder(tmp_path / "fabric"), TEXTURES], **TINY}, "here")
-    assert command.run(plan, folder) == 0
-    before = {result.cell.data: result for result in folder.results()}
-    assert before["fabric"].inputs.keys() == {"normal_dir", "abnormal_dir", "mask_dir"}
-    assert before["SyntheticTextures"].inputs == {}
-    for place in ("bad", "mask"):
-        shutil.copy(tmp_path / "fabric" / place / "0.png", tmp_path / "fabric" / place / "1.png")
-    assert command.run(plan, folder) == 0
-    assert "1 of 2 cells are run again, since their images or weights changed: fabric." in capsys.readouterr().out
-    after = {result.cell.data: result for result in folder.results()}
-    assert after["SyntheticTextures"] == before["SyntheticTextures"]
-    assert after["fabric"].alarms["abnormal"][1] == 2
-    assert set(json.loads(folder.speed.read_text())) == {result.cell.name for result in after.values()}
-    assert main(["report", str(folder.path)]) == 0
-    page = (folder.path / "report.html").read_text()
-    assert "There are no good test images" not in page
-    assert 'data-kind="good"' in page
-    assert 'data-kind="abnormal"' in page
+def test_a_scheduler_that_cannot_be_used_is_named(tmp_path, capsys):
+    from anomalib_mixedteacher.cli import main as command
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        arguments = benchmark(tmp_path, f"{STFPM}}}", "--scheduler", "tcp://127.0.0.1:9")
+        assert command(["benchmark", *arguments]) == 1
+    assert "No dask scheduler answers at tcp://127.0.0.1:9: start one" in capsys.readouterr().err
 
 
-def test_a_model_without_maps_has_all_other_figures(tmp_path, capsys):
-    models = [{"class_path": "Ganomaly", "init_args": {"n_features": 4, "latent_vec_size": 8}}]
-    folder = RunFolder(tmp_path / "run")
-    settings = {"image_size": 256, "epochs": 1}  # no teacher, so that nothing is fetched
-    assert command.run(parse_plan({"models": models, "data": [TEXTURES], **settings}, "here"), folder) == 0
-    (result,) = folder.results()
-    assert set(result.missing) == {"pixel_AUROC", "PRO", "pixel_F1"}
-    assert set(result.missing.values()) == {"The model gives no anomaly maps."}
-    assert {"image_AUROC", "false_alarm_rate"} <= result.metrics.keys()
-    assert result.calibration.pixel is None
-    assert result.alarms["good"][1] == 4
-    assert folder.predictions(result.cell).maps.size == 0
-    assert folder.export(result.cell).exists()
-    assert "(pixel_AUROC, PRO, pixel_F1): The model gives no anomaly maps." in capsys.readouterr().out
-    assert main(["report", str(folder.path)]) == 0
+def test_a_map_of_a_shared_training_is_that_of_a_training_of_its_own(tmp_path):
+    data = {"root": str(tmp_path), "image_size": 64, "num_train": 10, "num_test_good": 4, "num_defects_per_kind": 1}
+    usual = Cell("usual", "MixedTeacher", {}, "d", "SyntheticTextures", data, 0, "random", (64, 96), 1, 4, 0.05)
+    of_map = {"fusion": "product", "sigma": 2.0}
+    product = replace(usual, model="product", map_args=of_map)
+    shared = {result.cell.model: result for result, _ in run_training([product, usual]).results}
+    for name, alone in {"product": replace(usual, init_args=of_map), "usual": usual}.items():
+        ((result, _),) = run_training([alone]).results
+        found = shared[name]
+        assert found.metrics == pytest.approx(result.metrics, rel=1e-3)
+        assert asdict(found.calibration) == pytest.approx(asdict(result.calibration), rel=1e-3)
+        assert found.alarms == result.alarms
+    assert shared["product"].calibration != shared["usual"].calibration
 
 
-def test_a_cell_that_fails_is_named_and_the_rest_is_finished(tmp_path, capsys):
-    models = [{"class_path": "Msfd", "init_args": {"layers": [9]}, "name": "broken"}, "EfficientAd", "Stfpm"]
-    folder = RunFolder(tmp_path / "run")
-    status = command.run(parse_plan({"models": models, "data": [TEXTURES], **TINY}, "here"), folder)
-    assert status == 1
-    assert [result.cell.model for result in folder.results()] == ["Stfpm"]
-    messages = {failure.cell.model: failure.message for failure in folder.failures()}
-    assert set(messages) == {"broken", "EfficientAd"}
-    assert "layers" in messages["broken"]
-    assert messages["EfficientAd"].endswith("give it an image_size of its own.")
-    assert "EfficientAd on SyntheticTextures, seed 0, failed:" in capsys.readouterr().out
-    assert "Traceback" in folder.log(folder.failures()[0].cell).read_text()
-
-
-def test_wrong_names_are_refused_before_anything_is_trained(tmp_path, capsys):
-    textures = ["--data", "SyntheticTextures"]
-    for arguments, sentence in (
-        (["--models", "Nonsense", *textures], "There is no model Nonsense"),
-        (["--data", "Nonsense"], "There is no data set Nonsense"),
-    ):
-        assert main(["benchmark", *arguments, "--output", str(tmp_path / "run")]) == 1
-        assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+def test_a_worker_of_another_version_says_so():
+    cell = Cell("m", "Stfpm", {}, "d", "SyntheticTextures", {}, 0, "random", 64, 1, 4, 0.05, version="0.0.1")
+    outcome = run_training([cell])
+    assert outcome.results == ()
+    assert "and the benchmark 0.0.1: install the same on all machines." in outcome.message

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
@@ -130,9 +130,9 @@ def _named(kind: type, name: str, root: str) -> dict[str, Any]:
 def _sentence(error: ArgumentError, where: str, known: Sequence[Any]) -> str:
     """Make one sentence of jsonargparse's message."""
     text = " ".join(str(error).split())
-    types = {item.name: getattr(item.type, "__name__", str(item.type)) for item in known}
-    if match := re.match(r'Parser key "(\w+)".*(?:Got|Given) value: (.+)', text):
-        return f"{where}: {match[1]} cannot be {match[2]}, it takes {types.get(match[1], 'another value')}."
+    types = {i.name: re.sub(r"\w+\.", "", str(i.type) if get_args(i.type) else i.type.__name__) for i in known}
+    if match := re.match(r'Parser key "(\w+)"[^:]*: (?:.*(?:Got|Given) value: )?(.+)', text):
+        return f"{where}: {match[1]} takes {types.get(match[1], 'another value')}, not this: {match[2].rstrip('.')}."
     if match := re.match(r"Option '([\w.]+)' is not accepted", text):
         return f"{where} has no {match[1]}: it takes {', '.join(types)}."
     if match := re.match(r"Option '(\w+)' is required", text):

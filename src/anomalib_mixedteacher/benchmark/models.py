@@ -53,7 +53,7 @@ def build(cell: Cell) -> tuple[AnomalibModule, list[Callback]]:
             return kind(teacher_weights=cell.teacher_weights, image_size=size, **arguments), []
         if name in PEERS:
             pre_processor = AnomalibModule.configure_pre_processor(size)
-            with _no_download():
+            with no_download():
                 return PEERS[name](pre_processor=pre_processor, **arguments), [_PeerTeacher(cell.teacher_weights)]
         model = get_model(cell.class_path, **arguments)  # with a teacher of its own, if any
     model.pre_processor = type(model).configure_pre_processor(size)
@@ -133,7 +133,7 @@ def _refusing_arguments(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_download() -> Iterator[None]:
+def no_download() -> Iterator[None]:
     """Let anomalib's constructors build their backbones without fetching weights: Stfpm has no argument for that."""
     create = timm.create_model
     with mock.patch.object(timm, "create_model", lambda *args, **more: create(*args, **more | {"pretrained": False})):

@@ -51,7 +51,7 @@ class ModelEntry:
 
     def judged(self) -> dict[str, dict[str, Any]]:
         """Give the arguments of each map by its name for tables."""
-        return {f"{self.name}, {name}": args or {} for name, args in self.maps.items()} or {self.name: {}}
+        return {f"{self.name}, {name}": args for name, args in self.maps.items()} or {self.name: {}}
 
 
 @dataclass(frozen=True)

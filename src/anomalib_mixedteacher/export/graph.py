@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Compose, Resize
 from anomalib_mixedteacher.components.pre_processing import BILINEAR, AntialiasedPreProcessor, AntialiasedResize
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
-from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE, with_thresholds
+from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE
 
 
 def resize_of(module: AnomalibModule) -> Resize | None:
@@ -103,10 +103,6 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
     """
     if post_processor is None:
         return model
-    if isinstance(post_processor, NormalCalibratedPostProcessor) and post_processor.enable_thresholding:
-        thresholds = post_processor.thresholds
-        if thresholds is not None:
-            return with_thresholds(model, thresholds)
     sources = [model.output("pred_score"), model.output("anomaly_map")]
     examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
     tail_module = _Tail(post_processor).eval()

@@ -1,35 +1,29 @@
 """From a trained model to a lean OpenVINO model with its record."""
 
-import copy
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nncf
 import numpy as np
 import openvino
-import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.components.raw_scores import to_unit_range
 from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
-from anomalib_mixedteacher.export import MAX_DROP, quality, quantize
+from anomalib_mixedteacher.export import MAX_DROP, quality
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
 from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
-from mixedteacher_edge.graph import write_model
+from mixedteacher_edge.graph import with_thresholds, write_model
 from mixedteacher_edge.record import ModelRecord
-from mixedteacher_edge.thresholds import Thresholds
+from mixedteacher_edge.thresholds import Thresholds, region_score
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +54,10 @@ class Compression:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
-            msg = f"max_drop must be a loss of AUROC between 0 and 1, not {self.max_drop}."
+            msg = f"max_drop must be between 0 and 1, a loss of AUROC, not {self.max_drop}."
             raise ConfigurationError(msg)
         if self.kind in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ} and self.datamodule is None:
-            msg = f"{self.kind.value.upper()} needs images: give a datamodule (--data on the command line)."
+            msg = f"Datamodule must be provided for {self.kind.value.upper()}, which needs images (--data)."
             raise ConfigurationError(msg)
 
 
@@ -97,45 +91,43 @@ def export_openvino(
         ConfigurationError: If images are needed and there are none.
         QuantizationError: If quantisation loses more AUROC than allowed; nothing is written then.
     """
-    compression = compression or Compression()
-    resize = resize_of(module)
+    compression, provenance = compression or Compression(), provenance or {}
+    resize, datamodule = resize_of(module), compression.datamodule
     post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
+    thresholds = thresholds_of(post_processor)
+    if post_processor is not None and thresholds is None:
+        logger.warning("The model has no thresholds that scale its scores: calibrate it ('mixedteacher calibrate').")
     reference = network(module, input_size, **(onnx_kwargs or {}))
     model, measured = reference, None
-    if compression.datamodule is not None:
-        compression.datamodule.prepare_data()
-        compression.datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
-    _warn_of_missing(post_processor, compression)
+    if datamodule is not None:
+        datamodule.prepare_data()
+        datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
+        _warn_of_other_images(datamodule, provenance.get("training_data"))
     if compression.kind is not None:
         model = _compressed(reference, compression, resize)
-    if compression.datamodule is not None:
-        _warn_of_other_images(compression.datamodule, (provenance or {}).get("training_data"))
+    if datamodule is not None:
         measured = _measure(reference, model, compression, resize)
-        if model is not reference:
-            post_processor = _recalibrated(post_processor, reference, model, compression.datamodule, resize)
+    if model is not reference and thresholds is not None and thresholds.image_scores:
+        thresholds = _recalibrated(thresholds, reference, model, datamodule, resize)
     record = ModelRecord(
         model=module.name,
         version=__version__,
         precision="FP32" if compression.kind is None else compression.kind.value.upper(),
         image_size=(resize.size[0], resize.size[1]) if resize is not None else input_size,
         quality=measured,
-        thresholds=thresholds_of(post_processor),
-        **(provenance or {}),
+        thresholds=thresholds,
+        **provenance,
     )
-    fixed = model if resize is None else with_resize(model, input_size)
-    graph = with_post_processor(fixed, post_processor)
+    graph = model if resize is None else with_resize(model, input_size)
+    if thresholds is not None and thresholds.image_scores:
+        graph = with_thresholds(graph, thresholds)
+    else:
+        graph = with_post_processor(graph, post_processor)
     return write_model(graph, record, path, compression.kind == CompressionType.FP16)
 
 
 def thresholds_of(post_processor: PostProcessor | None) -> Thresholds | None:
-    """Describe a post-processor's thresholds for a record.
-
-    Args:
-        post_processor: anomalib's or this package's.
-
-    Returns:
-        The thresholds; ``None`` where there are none, or scores are not scaled by them.
-    """
+    """Give a post-processor's thresholds; ``None`` where there are none, or scores are not scaled by them."""
     if post_processor is None or not post_processor.enable_normalization:
         return None
     if isinstance(post_processor, NormalCalibratedPostProcessor):
@@ -144,30 +136,8 @@ def thresholds_of(post_processor: PostProcessor | None) -> Thresholds | None:
     return Thresholds(image, pixel if np.isfinite(pixel) else None) if np.isfinite(image) else None
 
 
-def _is_trained_on(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> bool:
-    """Tell whether a datamodule's training images are those of a record."""
-    data = datamodule.train_data
-    sha256 = (known or {}).get("sha256")
-    return sha256 is not None and sha256 == check_training_images(data)["sha256"]
-
-
-def _warn_of_missing(post_processor: PostProcessor | None, compression: Compression) -> None:
-    if post_processor is not None and bool(post_processor.image_threshold.isnan()):
-        logger.warning("The model has no thresholds yet: train it with validation images, or calibrate it afterwards.")
-    elif post_processor is not None and not post_processor.enable_normalization:
-        logger.warning(
-            "The post-processor does not scale scores by its thresholds, so EdgeDetector will refuse the model: run "
-            "'mixedteacher calibrate MODEL.xml --good FOLDER' on the export, or leave enable_normalization=False out."
-        )
-    calibrated = isinstance(post_processor, NormalCalibratedPostProcessor) and post_processor.image_scores.numel()
-    if calibrated and compression.kind is not None and compression.datamodule is None:
-        logger.warning(_FLOAT_THRESHOLDS)
-
-
 def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> None:
-    if known is None or known.get("sha256") is None:
-        return
-    if not _is_trained_on(datamodule, known):
+    if known and known["sha256"] and known["sha256"] != check_training_images(datamodule.train_data)["sha256"]:
         logger.warning(
             "The datamodule's training images are not those that the model was trained on, so its test images may be; "
             "the recorded AUROC may be too high. Give the same data, and the same --data.seed."
@@ -180,10 +150,11 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any) ->
             path = Path(folder) / "model.xml"
             openvino.save_model(model, path, compress_to_fp16=True)
             return openvino.Core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    from anomalib_mixedteacher.export import quantize  # imports NNCF, which takes seconds
+
     if compression.kind == CompressionType.INT8:
-        return nncf.compress_weights(model.clone())
-    datamodule = compression.datamodule
-    assert datamodule is not None  # checked by Compression
+        return quantize.compress_weights(model.clone())
+    datamodule: Any = compression.datamodule
     count = min(quantize.MAX_IMAGES, len(datamodule.train_data))
     chosen = np.linspace(0, len(datamodule.train_data) - 1, count).round().astype(int).tolist()
     images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
@@ -193,93 +164,80 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any) ->
     if labelled is None:
         msg = "INT8_ACQ watches the AUROC and needs good and defective images: give both, or use INT8_PTQ."
         raise ConfigurationError(msg)
-    items = list(quality.batches(labelled, resize))
-    measure = _pixel_auroc if compression.pixel else _image_auroc
+    items, metric = list(quality.batches(labelled, resize)), quality.METRICS[compression.pixel]
+
+    def measure(compiled: openvino.CompiledModel, some: Any) -> float:
+        chosen = list(some)
+        return quality.auroc(quality.predict(compiled, chosen, [""] * len(chosen)))[metric]
+
     return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop, compression.keep)
-
-
-def _image_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
-    results = [(float(model(image)["pred_score"].ravel()[0]), int(batch.gt_label)) for image, batch in items]
-    scores, labels = zip(*results, strict=True)
-    return binary_auroc(to_unit_range(torch.tensor(scores)), torch.tensor(labels)).item()
-
-
-def _pixel_auroc(model: openvino.CompiledModel, items: Iterable[Any]) -> float:
-    maps, masks = [], []
-    for image, batch in items:
-        anomaly_map = model(image)["anomaly_map"]
-        maps.append(torch.from_numpy(anomaly_map.ravel().copy()))
-        masks.append(quality.mask_of(batch, anomaly_map.shape[-2:]).ravel())
-    return binary_auroc(to_unit_range(torch.cat(maps)), torch.cat(masks)).item()
 
 
 def _measure(
     reference: openvino.Model, model: openvino.Model, compression: Compression, resize: Any
 ) -> dict[str, float] | None:
-    """Measure AUROC before and after, and refuse what loses too much."""
+    """Measure AUROC before and after, and refuse what loses too much, beyond what so many images leave open."""
     labelled = quality.labelled(compression.datamodule)  # type: ignore[arg-type]  # not None here
     if labelled is None:
         logger.warning("No defective images, so the exported model's AUROC is not measured.")
         return None
-    before = quality.auroc(reference, labelled, resize)
+    exact = quality.predict_dataset(reference, labelled, resize)
+    before, images = quality.auroc(exact), {"images": float(len(labelled))}
     if model is reference:
-        return before
-    after = quality.auroc(model, labelled, resize)
-    measured = after | {f"float_{name}": before[name] for name in before if name != "images"}
-    losses = {name: before[name] - after[name] for name in before if name != "images"}
+        return images | before
+    found = quality.predict_dataset(model, labelled, resize)
+    after = quality.auroc(found)
+    losses = {name: before[name] - after[name] for name in before}
     if max(losses.values()) > compression.max_drop:
-        images = [image for image, _ in quality.batches(labelled.subsample(_spread(labelled, _BLAME_IMAGES)), resize)]  # type: ignore[attr-defined]
-        layers = ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
-        lost = " and ".join(f"{loss:.4f} of {name.replace('_', ' ')}" for name, loss in losses.items())
-        msg = (
-            f"Quantisation loses {lost}, more than max_drop={compression.max_drop:g}; the layers that add most error "
-            f"are {layers}: use INT8_ACQ, or FP16, or allow a larger max_drop."
+        intervals = quality.least_losses(exact, found)
+        lost = " and ".join(
+            f"{loss:.4f} of {name.replace('_', ' ')} (95 %: {intervals[name][0]:.4f} to {intervals[name][1]:.4f})"
+            for name, loss in losses.items()
         )
-        raise QuantizationError(msg)
-    return measured
+        lost = f"Quantisation loses {lost} on {len(labelled)} images, with max_drop={compression.max_drop:g}"
+        if max(low for low, _ in intervals.values()) > compression.max_drop:
+            msg = f"{lost}: use INT8_ACQ, or FP16, or allow a larger max_drop. {_blamed(reference, model, labelled, resize)}"
+            raise QuantizationError(msg)
+        logger.warning("%s: too few images to tell; measure it on more of them.", lost)
+    return images | after | {f"float_{name}": value for name, value in before.items()}
 
 
-def _spread(dataset: Any, count: int) -> list[int]:
-    return sorted(set(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()))
+def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, resize: Any) -> str:
+    from anomalib_mixedteacher.export import quantize
+
+    chosen = np.unique(np.linspace(0, len(labelled) - 1, _BLAME_IMAGES).round().astype(int)).tolist()
+    images = [image for image, _ in quality.batches(labelled.subsample(chosen), resize)]
+    layers = ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
+    return f"The layers that add most error are {layers}."
 
 
 def _recalibrated(
-    post_processor: PostProcessor | None,
+    thresholds: Thresholds,
     reference: openvino.Model,
     model: openvino.Model,
-    datamodule: AnomalibDataModule,
+    datamodule: AnomalibDataModule | None,
     resize: Any,
-) -> PostProcessor | None:
-    """Find the thresholds of a quantised model on its own scores of the images that set them.
+) -> Thresholds:
+    """Find the thresholds of a compressed model on its own scores of the images that set them.
 
     Which images these were is told by their scores: in float the same images score the same. Others, of a random split
     or beside a calibration on a folder, may have been trained on.
     """
-    if not isinstance(post_processor, NormalCalibratedPostProcessor) or not post_processor.image_scores.numel():
-        return post_processor
-    found = copy.deepcopy(post_processor)
+    assert thresholds.alarm_rate is not None  # they came from good images
+    assert thresholds.min_area is not None
     exact, compiled = quality.compile_exactly(reference), quality.compile_exactly(model)
-    scores = []
-    held = getattr(datamodule, "val_data", None)  # none where the thresholds are from a folder
+    known, scores, regions = [], [], []
+    held = getattr(datamodule, "val_data", None)
     for images, batch in quality.batches(held, resize) if held is not None else ():
         if not bool(batch.gt_label):
-            scores.append(float(exact(images)["pred_score"].item()))
-            gather(found, compiled(images), batch.image_path)
-    known = np.sort(post_processor.image_scores.cpu().numpy())
-    if len(scores) != len(known) or not np.allclose(np.sort(scores), known, rtol=_SAME, atol=0):
+            result = compiled(images)
+            known.append(float(exact(images)["pred_score"].item()))
+            scores.append(float(result["pred_score"].item()))
+            anomaly_map = result["anomaly_map"]
+            regions.append(region_score(anomaly_map.reshape(anomaly_map.shape[-2:]), thresholds.min_area))
+    if len(known) != len(thresholds.image_scores) or not np.allclose(
+        np.sort(known), thresholds.image_scores, rtol=_SAME, atol=0
+    ):
         logger.warning("The good validation images are not those that set the thresholds. %s", _FLOAT_THRESHOLDS)
-        return post_processor
-    found.calibrate()
-    return found
-
-
-def gather(post_processor: NormalCalibratedPostProcessor, result: Any, paths: Sequence[str]) -> None:
-    """Hand one image's raw predictions of a compiled graph to a post-processor that is to be calibrated.
-
-    Args:
-        post_processor: The post-processor.
-        result: What the compiled graph gave.
-        paths: Path of the image.
-    """
-    score, anomaly_map = (torch.from_numpy(result[name].copy()) for name in ("pred_score", "anomaly_map"))
-    post_processor.gather(score.flatten(), anomaly_map, list(paths))
+        return thresholds
+    return Thresholds.from_good(scores, regions, thresholds.alarm_rate, thresholds.min_area)

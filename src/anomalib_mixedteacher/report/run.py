@@ -115,7 +115,7 @@ class Run:
             seeds = [cell.seed for cell in cells if (cell.model, cell.data) == (model, data)]
             sentences += [f"The training on {data} with seed {seed} {state}." for seed in seeds]
         if key == "latency_ms" and not sentences:
-            sentences.append("The speed of its export was not measured.")
+            sentences.append("The speed of exports was not measured.")
         return list(dict.fromkeys(sentences))
 
     def alarms(self, model: str, data: Sequence[str], kinds: Sequence[str]) -> Alarms | None:

@@ -1,6 +1,7 @@
 """Calibrating an exported model: a tiny graph whose scores can be computed by hand."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
 from mixedteacher_edge import EdgeDetector, ModelRecord
 from mixedteacher_edge.__main__ import main
-from mixedteacher_edge.calibrate import calibrate_export
+from mixedteacher_edge.calibrate import calibrate_export, set_thresholds
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError
 from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE, raw, with_thresholds, write_model
 from mixedteacher_edge.record import read_record
@@ -151,3 +152,29 @@ def test_missing_packages_are_named(exported, good, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "skimage", None)
     assert main(["calibrate", str(exported), "--good", str(good), "--alarm-rate=0.4"]) == 1
     assert "pip install 'anomalib-mixedteacher-edge[calibrate]'" in capsys.readouterr().err
+
+
+def test_thresholds_by_hand(exported, good, tmp_path):
+    calibrated, _ = calibrate_export(exported, good, tmp_path / "new.xml", 0.4)
+    image = EdgeDetector(tmp_path / "new.xml", cache=None).predict(good / "0.png")
+    found = set_thresholds(tmp_path / "new.xml", tmp_path / "new.xml", image=50 / 255)
+    assert found == replace(calibrated, image=50 / 255, alarm_rate=None)
+    assert read_record(tmp_path / "new.xml").thresholds == found
+    by_hand = EdgeDetector(tmp_path / "new.xml", cache=None)
+    assert (image.label, by_hand.predict(good / "0.png").label) == (True, False)  # a grey of 40
+    assert by_hand.predict(good / "0.png").p_value == image.p_value
+    assert by_hand.predict(np.full((40, 48), 51, np.uint8)).label
+    assert by_hand.predict(good / "0.png").mask.any()  # the pixel threshold stays
+    plain = set_thresholds(exported, tmp_path / "plain.xml", image=0.2, pixel=0.3)
+    assert plain == Thresholds(0.2, 0.3)
+    assert EdgeDetector(tmp_path / "plain.xml", cache=None).predict(good / "0.png").p_value is None
+
+
+def test_thresholds_by_hand_need_one_for_images(tmp_path, good):
+    path = write_model(
+        with_thresholds(network(), Thresholds(0.9)), ModelRecord("Tiny", "0", "FP32"), tmp_path / "m.xml"
+    )
+    with pytest.raises(ConfigurationError, match=r"m.xml has no thresholds: give one for images .--image-threshold"):
+        set_thresholds(path, path, pixel=0.3)
+    assert set_thresholds(path, path, image=0.3) == Thresholds(0.3, 0.3)
+    assert not EdgeDetector(path, cache=None).predict(good / "0.png").label

@@ -17,7 +17,7 @@ from mixedteacher_edge.__main__ import main
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.graph import OLDEST_OPENVINO
 
-from .conftest import OUTPUTS, expected_map, save_model
+from .conftest import OUTPUTS, expected_map, save_model, write_record
 
 
 def assert_expected(prediction, rgb):
@@ -399,6 +399,73 @@ def test_scores_at_the_ends_need_no_record(tmp_path, value):
 
 def test_with_a_record_the_score_has_no_bounds(tmp_path, rgb):
     assert EdgeDetector(save_model(tmp_path / "model.xml", gain=40)).predict(rgb).score > 10
+
+
+def test_a_threshold_of_ones_own(model, rgb):
+    own = EdgeDetector(model).predict(rgb)
+    assert own.threshold == 0.5
+    for threshold, label in ((own.score, True), (np.nextafter(own.score, 1), False)):
+        prediction = EdgeDetector(model, threshold=threshold).predict(rgb)
+        assert (prediction.label, prediction.threshold, prediction.score) == (label, threshold, own.score)
+        assert np.array_equal(prediction.mask, own.mask)
+
+
+def test_bits_of_the_training_images(model, tmp_path):
+    values = np.random.default_rng(4).integers(0, 4096, (48, 40), np.uint16)
+    expected = EdgeDetector(model).predict(values / 4095)
+    write_record(model, training_data={"images": 3, "sha256": "0", "bits": 12})
+    assert_equal(EdgeDetector(model).predict(values), expected)
+    assert EdgeDetector(model, bits=16).predict(values).score < 0.1
+    assert EdgeDetector(model, max_pixels=100).read(values).dtype == np.float32
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
+def test_a_forked_child_judges_for_itself(model, rgb):
+    """As gunicorn's workers with --preload, and multiprocessing's on Linux."""
+    code = f"""
+import os
+import numpy as np
+from mixedteacher_edge import EdgeDetector
+rgb = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
+detector = EdgeDetector({str(model)!r})
+before = detector.predict(rgb).score
+if (child := os.fork()) == 0:
+    assert [p.score for p in detector.predict_batch([rgb, rgb])] == [before, before]
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert detector.predict(rgb).score == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there memory is counted otherwise")
+def test_memory_does_not_grow_with_the_number_of_image_sizes():
+    """Without bounds this graph leaves 0.24 MB of each size."""
+    code = """
+import numpy as np, openvino, os
+from openvino import opset13 as ops
+from mixedteacher_edge.detector import ImageRunner
+rng = np.random.default_rng(0)
+image = node = ops.parameter([1, 3, -1, -1], np.float32)
+for _ in range(6):
+    channels = 16 if node is not image else 3
+    weights = ops.constant(rng.normal(size=(16, channels, 3, 3)).astype(np.float32))
+    node = ops.relu(ops.convolution(node, weights, [1, 1], [1, 1], [1, 1], [1, 1]))
+node.output(0).set_names({"map"})
+graph = openvino.Model([ops.result(node)], [image], "tiny")
+runner = ImageRunner(openvino.Core(), graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+memory = []
+for number, (height, width) in enumerate(rng.permutation(np.mgrid[32:72, 32:72].reshape(2, -1).T)[:500]):
+    list(runner.run([("", np.zeros((height, width, 3), np.uint8))], 1))
+    if number in (199, 499):
+        memory.append(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+assert memory[1] - memory[0] < 25, memory
+"""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = plain | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_neither_torch_nor_anomalib_is_imported(model, folder, tmp_path):

@@ -131,7 +131,7 @@ def test_one_model_without_threshold_and_speed(tmp_path):
     (folder.cell(result.cell) / "result.json").write_text(free.to_json())
     page = report(folder)
     assert "No model has a threshold." in page.text
-    assert "The speed of its export was not measured." in page.text
+    assert "The speed of exports was not measured." in page.text
     assert "no model has both an AUROC and a latency" in page.text
     assert page.all("article")
 

@@ -57,7 +57,7 @@ def test_what_is_missing_has_its_reason(read):
     assert f"A, image AUROC: {none}" in table.reasons
     assert "C, all figures: The training on x with seed 0 failed." in table.reasons
     assert "C, all figures: The training on x with seed 1 is to come." in table.reasons
-    assert "B, A, latency ms: The speed of its export was not measured." in table.reasons
+    assert "B, A, latency ms: The speed of exports was not measured." in table.reasons
 
 
 def test_speed_is_that_of_the_seeds_it_was_measured_on(read):
