@@ -167,8 +167,9 @@ def _one_command_cli(command: str) -> type[AnomalibCLI]:
         def instantiate_engine(self) -> None:
             super().instantiate_engine()
             if command in {"train", "fit"}:
-                self.engine._cache.args["enable_model_summary"] = False
-                self.engine._cache.args["callbacks"].append(TrainingOutput())
+                arguments = self.engine._cache.args
+                arguments["callbacks"].append(TrainingOutput(arguments.get("enable_progress_bar") is not False))
+                arguments.update(enable_model_summary=False, enable_progress_bar=False)
             self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign, assignment]
 
     return OneCommandCLI

@@ -62,6 +62,7 @@ def run(settings: argparse.Namespace) -> None:
         max_epochs=settings.epochs,
         check_val_every_n_epoch=settings.epochs,  # the last epoch alone sets thresholds, and is what is kept
         accelerator="cpu",
+        enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
     )
