@@ -55,6 +55,7 @@ def main(command: str, args: Sequence[str]) -> int:
         return 0
     args = ["--help" if arg == "--help-all" else arg for arg in args]
     plugin.register()
+    plugin.register_datamodules()
     _configure_logging()
     _one_command_cli(command)([command, *_defaults(command, args), *args])
     return 0
