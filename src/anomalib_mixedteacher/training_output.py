@@ -29,7 +29,8 @@ class TrainingOutput(ProgressBar):
         if not trainer.is_global_zero:
             return
         data = getattr(trainer, "datamodule", None)
-        name = f"{type(data).__name__} {getattr(data, 'name', '')}".strip() if data is not None else "the loader's data"
+        names = dict.fromkeys([type(data).__name__, getattr(data, "name", ""), getattr(data, "category", "")])
+        name = " ".join(filter(None, names)) if data is not None else "the loader's data"
         count = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         teachers = getattr(getattr(pl_module, "model", None), "teachers", None)
         with_teachers = ""
