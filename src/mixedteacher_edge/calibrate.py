@@ -117,8 +117,8 @@ def _open(model: Path, output: Path) -> tuple[openvino.Model, ModelRecord]:
 
 
 def _write(network: openvino.Model, record: ModelRecord, output: Path) -> None:
-    assert record.thresholds is not None  # just set
     record = replace(record, score_threshold=THRESHOLD)
+    assert record.thresholds is not None  # just set
     with writing(output):
         # weights that were stored in half the space become float32 when read; stored again they lose nothing
         half = record.precision == "FP16"
