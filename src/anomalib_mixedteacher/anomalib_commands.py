@@ -60,6 +60,7 @@ def main(command: str, args: Sequence[str]) -> int:
     args = ["--help" if arg == "--help-all" else arg for arg in args]
     thresholds, args = _own_thresholds(args) if command == "export" else ({}, args)
     plugin.register()
+    plugin.register_datamodules()
     _configure_logging()
     _one_command_cli(command, thresholds)([command, *_defaults(command, args), *args])
     return 0
@@ -189,8 +190,9 @@ def _one_command_cli(command: str, thresholds: dict[str, float]) -> type[Anomali
         def instantiate_engine(self) -> None:
             super().instantiate_engine()
             if command in {"train", "fit"}:
-                self.engine._cache.args["enable_model_summary"] = False
-                self.engine._cache.args["callbacks"].append(TrainingOutput())
+                arguments = self.engine._cache.args
+                arguments["callbacks"].append(TrainingOutput(arguments.get("enable_progress_bar") is not False))
+                arguments.update(enable_model_summary=False, enable_progress_bar=False)
             self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign, assignment]
             self.engine.export = partial(_export, self.engine.export, thresholds)  # type: ignore[method-assign]
 

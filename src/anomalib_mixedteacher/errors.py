@@ -15,9 +15,7 @@ from mixedteacher_edge.errors import (
 )
 
 __all__ = [
-    "CacheError",
     "CalibrationError",
-    "CheckpointError",
     "ConfigurationError",
     "DataError",
     "ExportedModelError",
@@ -39,14 +37,6 @@ class TeacherNotLoadedError(WeightsError):
 
 class QuantizationError(MixedTeacherError, RuntimeError):
     """Quantisation would lose more of a model's quality than allowed."""
-
-
-class CheckpointError(MixedTeacherError, OSError):
-    """A checkpoint cannot be written."""
-
-
-class CacheError(MixedTeacherError, RuntimeError):
-    """What can be made again cannot be kept; of the teachers' features, training computes them for each epoch."""
 
 
 def sentence(error: Exception) -> str | None:

@@ -118,13 +118,12 @@ def _open(model: Path, output: Path) -> tuple[openvino.Model, ModelRecord]:
 
 
 def _write(network: openvino.Model, record: ModelRecord, output: Path) -> None:
-    thresholds = record.thresholds
-    assert thresholds is not None  # just set
     record = replace(record, score_threshold=THRESHOLD)
+    assert record.thresholds is not None  # just set
     with writing(output):
         # weights that were stored in half the space become float32 when read; stored again they lose nothing
         half = record.precision == "FP16"
-        graphs.write_model(graphs.with_thresholds(network, thresholds), record, output, compress_to_fp16=half)
+        graphs.write_model(graphs.with_thresholds(network, record.thresholds), record, output, compress_to_fp16=half)
 
 
 def check_output(output: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_flat_training_image_is_told_and_trained_on(
 
 
 def test_raw_maps_of_a_graph_of_fixed_size(trained, tmp_path):
-    """Without resize, and without the post-processor, which clamps differences away; fused as the official code does."""
+    """Without resize, without the post-processor, which clamps differences away; fused as the official code does."""
     model = copy.deepcopy(trained().model).eval()
     model.post_processor = None
     model.pre_processor = PreProcessor(Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]))

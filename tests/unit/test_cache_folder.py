@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from anomalib_mixedteacher.data._generate import cache_root
 
 from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
-from anomalib_mixedteacher.errors import CacheError
+from anomalib_mixedteacher.errors import DataError
 
 
 @pytest.fixture
@@ -30,10 +29,10 @@ def test_a_named_folder_needs_no_home(homeless, monkeypatch, tmp_path):
 
 
 def test_without_any_the_variable_is_named(homeless, monkeypatch):
-    with pytest.raises(CacheError, match=f"no home directory .*: name another place by {CACHE_VARIABLE}"):
+    with pytest.raises(DataError, match=f"no home directory .*: name another place by {CACHE_VARIABLE}"):
         cache_folder("things")
     monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
-    with pytest.raises(CacheError, match=CACHE_VARIABLE):
+    with pytest.raises(DataError, match=CACHE_VARIABLE):
         cache_folder("things")
 
 

@@ -17,8 +17,8 @@ assert "mixed_teacher" in list_models(), sorted(list_models())
 for name in ("MixedTeacher", "mixed_teacher"):
     assert type(get_model(name)).__name__ == "MixedTeacher"
 for path in ("MixedTeacher", "anomalib.models.MixedTeacher", "anomalib_mixedteacher.MixedTeacher"):
-    model = get_model({"class_path": path, "init_args": {"fusion": "sum"}})
-    assert model.model.anomaly_map_generator.fusion == "sum", path
+    model = get_model({"class_path": path, "init_args": {"fusion": "product"}})
+    assert model.model.anomaly_map_generator.fusion == "product", path
 assert anomalib.data.get_datamodule({"class_path": "SyntheticTextures"}).name == "SyntheticTextures"
 print("registered")
 """
@@ -72,7 +72,7 @@ def test_a_data_loaders_own_process_reads_sixteen_bits(tmp_path):
         "data",
         "models",
         "models.mixed_teacher.torch_model",
-        "benchmark.compare",
+        "benchmark.training",
     ],
 )
 def test_any_part_can_be_imported_first(first):
@@ -158,8 +158,8 @@ def test_unknown_attribute():
 def test_anomalib_command_takes_the_short_names():
     """A whole ``anomalib`` process: it prints the configuration it has parsed, and ends."""
     command = Path(sys.executable).with_name("anomalib")
-    arguments = ["train", "--model", "MixedTeacher", "--model.fusion", "sum", "--data", "SyntheticTextures"]
+    arguments = ["train", "--model", "MixedTeacher", "--model.fusion", "product", "--data", "SyntheticTextures"]
     result = subprocess.run([command, *arguments, "--print_config"], capture_output=True, text=True, check=False)
     assert "MixedTeacher" in result.stdout, result.stderr
-    assert "fusion: sum" in result.stdout
+    assert "fusion: product" in result.stdout
     assert "SyntheticTextures" in result.stdout

@@ -203,7 +203,8 @@ def _measure(
         )
         lost = f"Quantisation loses {lost} on {len(labelled)} images, with max_drop={compression.max_drop:g}"
         if max(low for low, _ in intervals.values()) > compression.max_drop:
-            msg = f"{lost}: use INT8_ACQ, or FP16, or allow a larger max_drop. {_blamed(reference, model, labelled, resize)}"
+            layers = _blamed(reference, model, labelled, resize)
+            msg = f"{lost}, mostly by {layers}: use INT8_ACQ, or FP16, or allow a larger max_drop."
             raise QuantizationError(msg)
         logger.warning("%s: too few images to tell; measure it on more of them.", lost)
     return images | after | {f"float_{name}": value for name, value in before.items()}
@@ -214,8 +215,7 @@ def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, res
 
     chosen = np.unique(np.linspace(0, len(labelled) - 1, _BLAME_IMAGES).round().astype(int)).tolist()
     images = [image for image, _ in quality.batches(labelled.subsample(chosen), resize)]
-    layers = ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
-    return f"The layers that add most error are {layers}."
+    return ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
 
 
 def _recalibrated(

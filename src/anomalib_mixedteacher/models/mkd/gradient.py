@@ -57,7 +57,7 @@ def _transposed(layer: nn.Conv2d, gradient: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
         # OpenVINO (2026.4) gives wrong numbers where a convolution and a transposed one share their weights.
         return F.conv2d(gradient, layer.weight.transpose(0, 1).flip(2, 3), padding=layer.padding)
-    return F.conv_transpose2d(gradient, layer.weight, padding=layer.padding)
+    return F.conv_transpose2d(gradient, layer.weight, padding=cast("tuple[int, ...]", layer.padding))
 
 
 def _unpooled(gradient: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

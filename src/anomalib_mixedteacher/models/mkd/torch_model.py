@@ -116,7 +116,7 @@ class MkdModel(DistillationModel):
         Raises:
             TeacherNotLoadedError: If the expert has no weights yet.
         """
-        expert = cast("Teacher", self.teachers[NAME])
+        expert = self.teachers[NAME]
         expert.check_loaded()
         chains = [cast("nn.Sequential", net.features) for net in (expert, self.students[NAME])]
         steps = [activations(chain, images) for chain in chains]
