@@ -1,9 +1,12 @@
 """The detector beside the camera: an exported model run by OpenVINO."""
 
+import ctypes
 import logging
 import math
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +29,7 @@ PRECISIONS = ("f32", "auto")
 THRESHOLD = 0.5
 CACHED_SIZES = 64  # OpenVINO keeps something of every size of images: 5,000 by default, a megabyte each
 LARGE = 2**22  # pixels from which an image is resized before the graph, which takes 50 bytes for each
+_SETTLED = 0.05  # seconds after which OpenVINO's threads rest
 _ROUNDING = 0.01  # of a score near 1, in bfloat16
 
 Named: TypeAlias = tuple[str, ImageSource]
@@ -76,7 +80,7 @@ class ImageRunner:
     """Runs a graph over images, several at a time and in their order. It may be used from several threads.
 
     The graph is compiled when the first image of either kind comes, 8-bit or floating-point, and once more in a forked
-    child: threads, and with them OpenVINO's, do not outlive a fork.
+    child: threads, and with them OpenVINO's, do not outlive a fork. Fork while no thread judges images.
 
     Args:
         core: OpenVINO.
@@ -109,8 +113,8 @@ class ImageRunner:
         self._how = (device, properties | bounded, cache)
         self._image_size = image_size
         self._reading = (bits, max_pixels)
-        self._process = _Process()
-        self._left: list[_Process] = []  # a parent's: its compiled models would wait for their threads when deleted
+        self._compiled = _Compiled()
+        _RUNNERS.add(self)
 
     def run(self, images: Iterable[Named], queue_size: int | None = None) -> Generator[Outcome, None, None]:
         """Give the graph's outputs for each image.
@@ -135,7 +139,7 @@ class ImageRunner:
                 name, image = item
                 rgb = self._read(name, image, copy=queue_size != 1)
                 oldest = None
-                if len(queue) >= (queue_size or self._process.best_queue_size):
+                if len(queue) >= (queue_size or self._compiled.best_queue_size):
                     oldest = _finished(*queue.popleft())
                 queue.append((name, rgb if isinstance(rgb, DataError) else self._start(rgb, name)))
                 if oldest is not None:  # only now, so that the device has work while the outcome is used
@@ -180,15 +184,33 @@ class ImageRunner:
         return _Started(variant, request, rgb)
 
     def _variant(self, bytes_input: bool) -> "_Variant":
-        if self._process.number != os.getpid():
-            self._left.append(self._process)
-            self._process = _Process()
-        with self._process.compiling:
-            variants = self._process.variants
+        with self._compiled.compiling:
+            variants = self._compiled.variants
             if bytes_input not in variants:
                 graph = graphs.with_image_input(self._graph, bytes_input)
                 variants[bytes_input] = _Variant(graphs.compile_graph(self._core, graph, *self._how))
             return variants[bytes_input]
+
+    def leave_to_parent(self) -> None:
+        """Compile anew in a forked child, where deleting the parent's models would wait for the parent's threads."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._compiled))
+        self._compiled = _Compiled()
+
+
+_RUNNERS: weakref.WeakSet[ImageRunner] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    time.sleep(max(0.0, _Compiled.answered + _SETTLED - time.monotonic()))
+
+
+def _in_child() -> None:
+    for runner in _RUNNERS:
+        runner.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
 class EdgeDetector:
@@ -359,13 +381,15 @@ class EdgeDetector:
         )
 
 
-class _Process:
+class _Compiled:
     """What of a runner belongs to one process."""
 
     def __init__(self) -> None:
-        self.number = os.getpid()
         self.compiling = threading.Lock()
         self.variants: dict[bool, _Variant] = {}  # by whether they take uint8
+
+    answered = 0.0
+    """When a runner last did; OpenVINO's threads may hold a lock for a moment longer."""
 
     @property
     def best_queue_size(self) -> int:
@@ -406,6 +430,7 @@ def _finished(name: str, started: _Started | DataError) -> Outcome:
         return name, _unfit(name, started.rgb, error)
     tensors = {key: started.request.get_output_tensor(at) for key, at in started.variant.positions.items()}
     outputs = {key: tensor.data.copy() for key, tensor in tensors.items()}  # the tensors belong to the request
+    _Compiled.answered = time.monotonic()
     started.variant.idle.append(started.request)
     return name, outputs
 
