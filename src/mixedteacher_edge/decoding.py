@@ -99,11 +99,7 @@ def shrink(rgb: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def setting(variable: str, given: int | None = None) -> int:
-    """Give the value of a setting: what was given, else the environment variable's, else the default.
-
-    Raises:
-        ConfigurationError: If the environment variable is no number.
-    """
+    """Give the value of a setting: what was given, else the environment variable's, else the default."""
     text = os.environ.get(variable, str(_DEFAULTS[variable]))
     if given is None and not text.isdecimal():
         msg = f"The environment variable {variable} is {text!r}: give a number, or remove it."
@@ -112,11 +108,7 @@ def setting(variable: str, given: int | None = None) -> int:
 
 
 def check_size(name: str | Path, height: int, width: int, min_side: int = MIN_SIDE) -> None:
-    """Check that an image is large enough.
-
-    Raises:
-        DataError: If a side is below ``min_side`` pixels.
-    """
+    """Check that no side of an image is below ``min_side`` pixels; a DataError says that one is."""
     if min(height, width) < min_side:
         msg = (
             f"The image {name} is {width} x {height} pixels, smaller than {min_side} pixels on a side: "
@@ -144,12 +136,7 @@ def pages(path: Path) -> int:
 
 
 def read_page(path: Path, number: int) -> Image.Image:
-    """Read a page of a TIFF file.
-
-    Args:
-        path: The file.
-        number: From 1 on.
-    """
+    """Read a page of a TIFF file, counted from 1."""
     with _any_size():
         file = Image.open(path)
         file.seek(number - 1)

@@ -8,10 +8,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -89,8 +90,7 @@ class ImageRunner:
         properties: OpenVINO's properties.
         cache: Folder for compiled models, or ``None``.
         image_size: Height and width to which the graph resizes images of any size, or ``None``.
-        bits: See :func:`~mixedteacher_edge.decoding.to_rgb`.
-        max_pixels: See :func:`~mixedteacher_edge.decoding.to_rgb`.
+        read: Makes an RGB array of an image and its name, as :func:`~mixedteacher_edge.decoding.to_rgb` does.
     """
 
     def __init__(
@@ -101,8 +101,7 @@ class ImageRunner:
         properties: dict[str, Any],
         cache: Path | None = None,
         image_size: tuple[int, int] | None = None,
-        bits: int | None = None,
-        max_pixels: int | None = None,
+        read: Callable[[ImageSource, str], RGB] = to_rgb,
     ) -> None:
         self.fixed_size = graphs.fixed_size(graph)
         self._core = core
@@ -112,7 +111,7 @@ class ImageRunner:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CACHED_SIZES))
         self._how = (device, properties | bounded, cache)
         self._image_size = image_size
-        self._reading = (bits, max_pixels)
+        self._read = read
         self._compiled = _Compiled()
         _RUNNERS.add(self)
 
@@ -137,7 +136,7 @@ class ImageRunner:
                     failure = item
                     break
                 name, image = item
-                rgb = self._read(name, image, copy=queue_size != 1)
+                rgb = self._fitting(name, image, copy=queue_size != 1)
                 oldest = None
                 if len(queue) >= (queue_size or self._compiled.best_queue_size):
                     oldest = _finished(*queue.popleft())
@@ -154,13 +153,9 @@ class ImageRunner:
                     with suppress(RuntimeError):
                         started.request.wait()  # OpenVINO reads the image until then
 
-    def rgb(self, image: ImageSource, name: str | None = None) -> RGB:
-        """Read an image as the model's images are read; see :func:`~mixedteacher_edge.decoding.to_rgb`."""
-        return to_rgb(image, name, *self._reading)
-
-    def _read(self, name: str, image: ImageSource, copy: bool) -> RGB | DataError:
+    def _fitting(self, name: str, image: ImageSource, copy: bool) -> RGB | DataError:
         try:
-            rgb = self.rgb(image, name)
+            rgb = self._read(image, name)
         except DataError as error:
             return error
         height, width = rgb.shape[:2]
@@ -176,7 +171,10 @@ class ImageRunner:
 
     def _start(self, rgb: RGB, name: str) -> "_Started | DataError":
         variant = self._variant(rgb.dtype == np.uint8)
-        request = variant.request()
+        try:
+            request = variant.idle.pop()
+        except IndexError:
+            request = variant.compiled.create_infer_request()
         try:
             request.start_async({0: rgb[None]}, share_inputs=True)
         except RuntimeError as error:
@@ -235,6 +233,7 @@ class EdgeDetector:
 
     Attributes:
         record: The model's record; ``None`` if it has none.
+        read: :func:`~mixedteacher_edge.decoding.to_rgb` with ``bits`` and ``max_pixels``.
 
     Raises:
         ExportedModelError: If the model's files are missing, damaged or not the recorded ones, or if the model was
@@ -280,17 +279,14 @@ class EdgeDetector:
         graphs.set_single_image(graph, path)
         cached = graphs.cache_folder(path, cache)
         size = self.record.image_size if self.record else None
-        self._runner = ImageRunner(core, graph, device, properties, cached, size, bits, max_pixels)
+        self.read = partial(to_rgb, bits=bits, max_pixels=max_pixels)
+        self._runner = ImageRunner(core, graph, device, properties, cached, size, self.read)
         self._threshold = threshold
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width in pixels that the record names or the input is fixed to; ``None`` if neither does."""
         return (self.record.image_size if self.record else None) or self._runner.fixed_size
-
-    def read(self, image: ImageSource, name: str | None = None) -> RGB:
-        """Read an image as the model sees it; see :func:`~mixedteacher_edge.decoding.to_rgb`."""
-        return self._runner.rgb(image, name)
 
     def predict(self, image: ImageSource) -> Prediction:
         """Judge one image.
@@ -302,8 +298,8 @@ class EdgeDetector:
         Raises:
             DataError: If the image cannot be used.
         """
-        (prediction,) = self._predictions([(image_name(image), image)], 1)
-        return prediction
+        (item,) = self._items([(image_name(image), image)], 1)
+        return _prediction_of(item)
 
     def predict_batch(self, images: Sequence[ImageSource] | NDArray[Any]) -> list[Prediction]:
         """Judge some images, several at a time where the device can.
@@ -317,7 +313,8 @@ class EdgeDetector:
         Raises:
             DataError: If an image cannot be used.
         """
-        return list(self._predictions(_named(images), None))
+        with closing(self._items(images, None)) as items:
+            return [_prediction_of(item) for item in items]
 
     def stream(self, images: Iterable[ImageSource | Named], queue_size: int | None = None) -> Iterator[StreamItem]:
         """Judge images as they come, in their order; decoding overlaps inference.
@@ -342,20 +339,15 @@ class EdgeDetector:
             raise ConfigurationError(msg)
         return self._items(images, queue_size)
 
-    def _items(self, images: Iterable[ImageSource | Named], queue_size: int | None) -> Iterator[StreamItem]:
+    def _items(
+        self, images: Iterable[ImageSource | Named], queue_size: int | None
+    ) -> Generator[StreamItem, None, None]:
         with closing(self._runner.run(_named(images), queue_size)) as results:
             for name, outputs in results:
                 if isinstance(outputs, DataError):
                     yield StreamItem(name, None, str(outputs))
                 else:
                     yield StreamItem(name, self._prediction(name, outputs), None)
-
-    def _predictions(self, images: Iterable[Named], queue_size: int | None) -> Iterator[Prediction]:
-        with closing(self._runner.run(images, queue_size)) as results:
-            for name, outputs in results:
-                if isinstance(outputs, DataError):
-                    raise outputs
-                yield self._prediction(name, outputs)
 
     def _prediction(self, name: str, outputs: Outputs) -> Prediction:
         score = float(outputs["pred_score"].item())
@@ -403,13 +395,7 @@ class _Variant:
         self.best_queue_size = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.positions = graphs.output_positions(compiled)
         self.idle: list[openvino.InferRequest] = []
-        self._compiled = compiled
-
-    def request(self) -> openvino.InferRequest:
-        try:
-            return self.idle.pop()
-        except IndexError:
-            return self._compiled.create_infer_request()
+        self.compiled = compiled
 
 
 @dataclass(frozen=True)
@@ -433,6 +419,12 @@ def _finished(name: str, started: _Started | DataError) -> Outcome:
     _Compiled.answered = time.monotonic()
     started.variant.idle.append(started.request)
     return name, outputs
+
+
+def _prediction_of(item: StreamItem) -> Prediction:
+    if item.prediction is None:
+        raise DataError(item.error)
+    return item.prediction
 
 
 def _unfit(name: str, rgb: RGB, error: RuntimeError) -> DataError:
