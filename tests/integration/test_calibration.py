@@ -50,8 +50,9 @@ def test_threshold_is_that_of_the_final_model_on_the_validation_images(calibrate
     model, _, data = calibrated
     scores = raw_scores(model, data.val_data)
     assert len(scores) == 2
-    torch.testing.assert_close(model.post_processor.image_scores, scores.sort().values)
-    assert model.post_processor.image_threshold.item() == pytest.approx(conformal_threshold(scores, 0.34), rel=1e-5)
+    kept = model.post_processor.image_scores
+    torch.testing.assert_close(kept, scores.sort().values, rtol=1e-3, atol=0)  # training keeps features in float16
+    assert model.post_processor.image_threshold.item() == conformal_threshold(kept, 0.34)
 
 
 def test_checkpoint_brings_the_thresholds_into_a_model_with_another_post_processor(calibrated):
