@@ -116,8 +116,9 @@ class DistillationMixin(LeanExport, _Base):
                 module.eval()
 
     def on_fit_end(self) -> None:
-        """Release the teachers' features."""
+        """Release the teachers' features, and lay the students out as restored ones are: they agree to the last bit."""
         self._cache = None
+        self.model.students.to(memory_format=torch.contiguous_format)
 
     def features(self, images: torch.Tensor, paths: Sequence[str] | None) -> tuple[Features, Features]:
         """Compute the features of teachers and students; in training, teachers see an image once.
