@@ -30,7 +30,7 @@ TEACHERS = {
     "tf_efficientnet_lite0": ("blocks.4", "blocks.6"),
     "vgg16": ("features.30",),
 }
-EPOCHS = {"MixedTeacher": 10, "Msfd": 10, "Mkd": 20}
+EPOCHS = 10
 
 
 @pytest.hookimpl(wrapper=True)
@@ -162,13 +162,13 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def build_model(teacher_folder: Path) -> Callable[..., "AnomalibModule"]:
-    """Build a model for 64 pixels, not trained; the default MixedTeacher with the packaged teachers."""
+    """Build a model for 64 pixels, not trained; its default teachers are the packaged ones, where they are packaged."""
     from anomalib_mixedteacher import plugin
 
     def build(name: str = "MixedTeacher", **arguments: Any) -> "AnomalibModule":
         torch.manual_seed(0)
-        packaged = name == "MixedTeacher" and not {"architecture", "resnet_layers", "efficientnet"} & arguments.keys()
-        weights = "packaged" if packaged else str(teacher_folder)
+        others = {"architecture", "resnet_layers", "efficientnet", "backbone", "layers"} & arguments.keys()
+        weights = str(teacher_folder) if name == "Mkd" or others else "packaged"
         return plugin.public(name)(**{"teacher_weights": weights, "image_size": (SIZE, SIZE), **arguments})
 
     return build
@@ -196,7 +196,7 @@ def trained(build_model, make_data, tmp_path_factory) -> Callable[..., Trained]:
     @functools.cache
     def train(name: str = "MixedTeacher", **arguments: Any) -> Trained:
         model = build_model(name, **arguments)
-        engine = quiet_engine(tmp_path_factory.mktemp(name), max_epochs=EPOCHS[name])
+        engine = quiet_engine(tmp_path_factory.mktemp(name), max_epochs=EPOCHS)
         engine.fit(model=model, datamodule=make_data())
         return Trained(model.eval(), engine, Path(engine.best_model_path))
 

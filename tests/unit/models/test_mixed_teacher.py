@@ -40,9 +40,7 @@ def models() -> dict[str, MixedTeacherModel]:
     built = {name: MixedTeacherModel(name).eval() for name in ("fast", "paper")}
     images = F.interpolate(torch.randn(4, 3, 16, 16), (96, 96), mode="bicubic") + torch.randn(4, 3, 96, 96) / 2
     for model in built.values():
-        for teacher in model.teachers.values():
-            teacher.load("random")
-            teacher.set_normalization_statistics(images)
+        model.load_teachers("random", images)
     return built
 
 
@@ -251,9 +249,8 @@ def test_students_start_at_kaimings_scale():
     ],
 )
 def test_every_teacher_map_has_a_students_map_of_its_shape(arguments, strides):
-    model = MixedTeacherModel(**arguments).eval()
-    for teacher in model.teachers.values():
-        teacher.load("random")
+    model = MixedTeacherModel(**arguments)
+    model.load_teachers("random", torch.rand(2, 3, 64, 96))
     with torch.no_grad():
         teacher, student = model.train()(torch.rand(2, 3, 64, 96))
     assert [map_.shape for map_ in teacher] == [map_.shape for map_ in student]
@@ -321,8 +318,7 @@ def test_images_too_small_and_teachers_without_weights(models, images):
 def test_the_smoothing_has_to_fit(training):
     """At a quarter of the image's size it reaches 8 pixels for sigma 8, and as many are reflected at the border."""
     wide = MixedTeacherModel(sigma=8.0, resnet_layers=[1], efficientnet_blocks=[2]).train(training)
-    for teacher in wide.teachers.values():
-        teacher.load("random")
+    wide.load_teachers("random", torch.rand(1, 3, 64, 64))
     for size in ((32, 64), (64, 32)):
         with pytest.raises(ConfigurationError, match="which needs 33 or more a side"):
             wide(torch.rand(1, 3, *size))
