@@ -2,10 +2,11 @@
 
 A page names the sections it quotes between two comments, and what lies between them is replaced::
 
-    <!-- tables: runs/line/table.md | MagneticTile | Costs -->
+    <!-- tables: runs/real/table.md | Mean -->
     <!-- end of tables -->
 
-A name is the start of a heading; ``remarks`` are the lines below the last table; without names all of it is quoted.
+A name is the start of a heading; ``remarks`` are the lines below the last table; without names all of it is quoted. A
+table that is not there leaves the page as it is.
 """
 
 import re
@@ -18,9 +19,8 @@ BLOCK = re.compile(r"<!-- tables: ([^|>]+?)((?: \| [^|>]+?)*) -->\n(.*?)<!-- end
 
 def read_sections(markdown: str) -> dict[str, str]:
     """Split a benchmark's ``table.md`` into its tables by heading, and the remarks below them."""
-    parts = re.split(r"^### ", markdown, flags=re.MULTILINE)[1:]
     sections = {}
-    for part in parts:
+    for part in re.split(r"^### ", markdown, flags=re.MULTILINE)[1:]:
         heading, table, *remarks = part.strip().split("\n\n")
         sections[heading] = table
         if remarks:
@@ -43,15 +43,18 @@ def embed(page: str, root: Path) -> str:
     """
 
     def quote(block: re.Match[str]) -> str:
-        path, names = block[1], [name.strip() for name in block[2].split("|") if name.strip()]
-        sections = read_sections((root / path).read_text(encoding="utf-8"))
+        path, names = root / block[1], [name.strip() for name in block[2].split("|") if name.strip()]
+        if not path.is_file():
+            print(f"{path} is not there: left as it is", file=sys.stderr)
+            return block[0]
+        sections = read_sections(path.read_text(encoding="utf-8"))
         quoted = "\n\n".join(_section(sections, name, path) for name in names or sections)
         return block[0].split("\n", 1)[0] + f"\n{quoted}\n<!-- end of tables -->"
 
     return BLOCK.sub(quote, page)
 
 
-def _section(sections: dict[str, str], name: str, path: str) -> str:
+def _section(sections: dict[str, str], name: str, path: Path) -> str:
     heading = next((heading for heading in sections if heading.startswith(name)), None)
     if heading is None:
         raise SystemExit(f"{path} has no section {name!r}: it has {', '.join(sections)}.")

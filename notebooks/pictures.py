@@ -12,10 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 PICTURES = {
-    "01": ["maps"],
+    "01": ["maps", "layers"],
     "02": ["overlays", "drift"],
     "03": ["comparison"],
-    "04": ["features", "depths", "fusions", "agreement"],
 }
 MAX_WIDTH = 680  # pixels
 COLORS = 64  # of a palette: a fifth of the bytes of a picture in full colour
@@ -35,7 +34,7 @@ def run(notebook: Path, folder: Path) -> None:
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     script = folder / "notebook.py"
     script.write_text(f"import matplotlib\nmatplotlib.use('Agg')\n{code}\n", encoding="utf-8")
-    # not as a script, which the benchmark's processes would run once more as their main module
+    # not as a script, which dask's processes would run once more as their main module
     subprocess.run([sys.executable, "-c", f"exec(open({script.name!r}).read())"], cwd=folder, check=True)
 
 

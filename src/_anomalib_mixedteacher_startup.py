@@ -1,9 +1,10 @@
 """Start-up hook, run by the package's ``.pth`` file in every interpreter of its environment.
 
 A module of its own rather than one of the package's, whose ``__init__`` would have to be loaded as well. It imports
-nothing that the interpreter has not loaded already, and waits: when ``anomalib.models`` has been imported, the
-plugin registers the package's models; when ``anomalib.data`` has, which is all that a data loader's own process
-imports, its data sets read 16-bit images. ``ANOMALIB_MIXEDTEACHER_PLUGIN=0`` in the environment switches it off.
+nothing that the interpreter has not loaded already, and waits for modules of anomalib's. Behind ``anomalib.models`` the
+plugin registers the package's models; behind ``anomalib.data``, which is all that a data loader's own process imports,
+its data sets read 16-bit images; behind ``anomalib.cli`` the command line knows the datamodules.
+``ANOMALIB_MIXEDTEACHER_PLUGIN=0`` in the environment switches it off.
 """
 
 import sys
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 PACKAGE = "anomalib_mixedteacher"
-TRIGGERS = {"anomalib.models": "register", "anomalib.data": "read_sixteen_bits"}  # module -> function of the plugin
+TRIGGERS = {
+    "anomalib.models": "register",
+    "anomalib.data": "read_sixteen_bits",
+    "anomalib.cli": "register_datamodules",
+}  # module -> function of the plugin
 
 
 class _Registration:

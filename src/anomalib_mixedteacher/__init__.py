@@ -5,7 +5,7 @@ Importing this package imports neither torch nor anomalib: public names are reso
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.2"
+__version__ = "0.5.0"
 
 if TYPE_CHECKING:
     from anomalib_mixedteacher.data import Elpv, MagneticTile, OneClass, SyntheticTextures

@@ -5,6 +5,7 @@ checkpoint's arguments, else MixedTeacher. ``--seed_everything`` is heard, and d
 all commands.
 """
 
+import argparse
 import inspect
 import logging
 import re
@@ -24,9 +25,12 @@ from jsonargparse import ArgumentParser
 from lightning import seed_everything
 
 from anomalib_mixedteacher import plugin
+from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
 from anomalib_mixedteacher.models.restore import read_checkpoint
+from anomalib_mixedteacher.post_processing.restore import given_sensitivities
 from anomalib_mixedteacher.training_output import TrainingOutput, print_results
+from mixedteacher_edge.calibrate import set_thresholds
 
 EXAMPLE = """usage: mixedteacher {command} [options]
 
@@ -54,9 +58,11 @@ def main(command: str, args: Sequence[str]) -> int:
         print(EXAMPLE.format(command=command, options=_model_options()))
         return 0
     args = ["--help" if arg == "--help-all" else arg for arg in args]
+    thresholds, args = _own_thresholds(args) if command == "export" else ({}, args)
     plugin.register()
+    plugin.register_datamodules()
     _configure_logging()
-    _one_command_cli(command)([command, *_defaults(command, args), *args])
+    _one_command_cli(command, thresholds)([command, *_defaults(command, args), *args])
     return 0
 
 
@@ -137,7 +143,24 @@ def _configured(args: Sequence[str]) -> set[str]:
     return {name for name, value in content.items() if value is not None} if isinstance(content, dict) else {"model"}
 
 
-def _one_command_cli(command: str) -> type[AnomalibCLI]:
+def _own_thresholds(args: Sequence[str]) -> tuple[dict[str, float], Sequence[str]]:
+    """Take the thresholds that are to be set by hand, raw scores, out of the arguments of ``export``.
+
+    Raises:
+        ConfigurationError: If another form than OpenVINO's is asked for.
+    """
+    parser = argparse.ArgumentParser(prog="mixedteacher export", allow_abbrev=False, add_help=False)
+    for kind in ("image", "pixel"):
+        parser.add_argument(f"--{kind}-threshold", type=float, dest=kind)
+    given, others = parser.parse_known_args(args)
+    thresholds = {kind: value for kind, value in vars(given).items() if value is not None}
+    if thresholds and _value_of("--export_type", args) != "openvino":
+        msg = "--image-threshold and --pixel-threshold are for --export_type openvino: give it, or leave them out."
+        raise ConfigurationError(msg)
+    return thresholds, others
+
+
+def _one_command_cli(command: str, thresholds: dict[str, float]) -> type[AnomalibCLI]:
     class OneCommandCLI(AnomalibCLI):
         """anomalib's command line, reduced to one command."""
 
@@ -167,9 +190,11 @@ def _one_command_cli(command: str) -> type[AnomalibCLI]:
         def instantiate_engine(self) -> None:
             super().instantiate_engine()
             if command in {"train", "fit"}:
-                self.engine._cache.args["enable_model_summary"] = False
-                self.engine._cache.args["callbacks"].append(TrainingOutput())
+                arguments = self.engine._cache.args
+                arguments["callbacks"].append(TrainingOutput(arguments.get("enable_progress_bar") is not False))
+                arguments.update(enable_model_summary=False, enable_progress_bar=False)
             self.engine.train = partial(_train, self.engine)  # type: ignore[method-assign, assignment]
+            self.engine.export = partial(_export, self.engine.export, thresholds)  # type: ignore[method-assign]
 
     return OneCommandCLI
 
@@ -181,6 +206,17 @@ def _train(engine: Any, **arguments: Any) -> None:
     model, datamodule = arguments["model"], arguments.get("datamodule")
     (results,) = engine.test(model, test_dataloaders, datamodule=datamodule, verbose=False)
     print_results(model, results, Path(engine.best_model_path))
+
+
+def _export(export: Callable[..., Any], thresholds: dict[str, float], **arguments: Any) -> None:
+    """Export with the sensitivities that were given (anomalib's Engine loads checkpoints without), or thresholds."""
+    model, path = arguments["model"], arguments.get("ckpt_path")
+    if path is not None and given_sensitivities(model.post_processor):
+        arguments["model"] = type(model).load_from_checkpoint(path, post_processor=model.post_processor)
+        arguments["ckpt_path"] = None
+    exported = export(**arguments)
+    if thresholds:
+        set_thresholds(exported, exported, **thresholds)
 
 
 def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoReturn:

@@ -1,9 +1,10 @@
-"""From nothing to a detector in minutes: train, measure, export, predict, on textures made on the spot.
+"""From nothing to a detector in minutes: train, test, export, judge, on a texture drawn on the spot.
 
 Run ``python -m anomalib_mixedteacher.demo --help``.
 """
 
 import argparse
+import logging
 import sys
 import time
 import warnings
@@ -20,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything the demo writes")
     parser.add_argument("--category", default="weave", help="texture to train on")
-    parser.add_argument("--teacher-weights", default="texture", help="texture, random, imagenet or a path")
+    parser.add_argument("--teacher-weights", default="packaged", help="packaged, imagenet, random or a path")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--images", type=int, default=64, help="good images to train on")
@@ -35,77 +36,53 @@ def main() -> int:
     return 0
 
 
-def _validation_interval(epochs: int) -> int:
-    """Give the largest number of epochs up to 5 after which the last one is validated too: that one is exported."""
-    return next(interval for interval in (5, 4, 3, 2, 1) if epochs % interval == 0)
-
-
 def run(settings: argparse.Namespace) -> None:
-    """Train, test, export and predict.
-
-    Args:
-        settings: The parsed command line.
-    """
+    """Train, test, export, and judge the test images with the exported model."""
     print("Loading anomalib ...", flush=True)
     warnings.filterwarnings("ignore")  # other packages' notes to developers
     import lightning
     from anomalib.engine import Engine
 
     from anomalib_mixedteacher import MixedTeacher, SyntheticTextures
-    from anomalib_mixedteacher.edge import EdgeDetector
+    from anomalib_mixedteacher.training_output import TrainingOutput
+    from mixedteacher_edge import EdgeDetector
 
+    for name in ("anomalib", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     start = time.perf_counter()
-    lightning.seed_everything(SEED)
-    output = settings.output.resolve()
-    datamodule = SyntheticTextures(
-        root=output / "data",
-        category=settings.category,
-        image_size=settings.image_size,
-        num_train=settings.images,
-        seed=SEED,
+    lightning.seed_everything(SEED, verbose=False)
+    output, size = settings.output.resolve(), settings.image_size
+    data = SyntheticTextures(
+        root=output / "data", category=settings.category, image_size=size, num_train=settings.images, seed=SEED
     )
-    size = (settings.image_size, settings.image_size)
-    model = MixedTeacher(settings.teacher_weights, pre_processor=MixedTeacher.configure_pre_processor(size))
+    model = MixedTeacher(settings.teacher_weights, image_size=(size, size))
     engine = Engine(
+        callbacks=[TrainingOutput()],
         default_root_dir=output / "results",
         max_epochs=settings.epochs,
-        check_val_every_n_epoch=_validation_interval(settings.epochs),
+        check_val_every_n_epoch=settings.epochs,  # the last epoch alone sets thresholds, and is what is kept
         accelerator="cpu",
+        enable_progress_bar=False,
         enable_model_summary=False,
+        logger=False,
     )
-    engine.fit(model=model, datamodule=datamodule)
-    (metrics,) = engine.test(model=model, datamodule=datamodule, verbose=False)
-    predictions: Any = engine.predict(
-        model=model, dataloaders=datamodule.test_dataloader(), ckpt_path=engine.best_model_path
-    )
-    labels = [
-        (bool(t), bool(p)) for batch in predictions for t, p in zip(batch.gt_label, batch.pred_label, strict=True)
-    ]
-    exported: Any = engine.export(
-        model=model, export_type="openvino", export_root=output, onnx_kwargs={"verbose": False}
-    )
+    engine.fit(model=model, datamodule=data)
+    (metrics,) = engine.test(model=model, datamodule=data, verbose=False)
+    exported: Any = engine.export(model, "openvino", output, onnx_kwargs={"verbose": False})
 
-    # an image of the same texture that neither training nor the threshold has seen
-    unseen = Path(datamodule.test_data.samples.image_path.iloc[-1])
-    result = EdgeDetector(exported, cache=None).predict(unseen)
-
-    good = [bool(predicted) for truth, predicted in labels if not truth]
-    bad = [bool(predicted) for truth, predicted in labels if truth]
-    print(
-        f"\nMixedTeacher, {settings.category} texture, {settings.image_size} px, teachers: {settings.teacher_weights}"
-    )
-    print(f"  image AUROC   {metrics['image_AUROC']:.3f}     image F1  {metrics['image_F1Score']:.3f}")
-    print(f"  pixel AUROC   {metrics['pixel_AUROC']:.3f}     pixel F1  {metrics['pixel_F1Score']:.3f}")
-    print(f"  false alarms  {sum(good)} of {len(good)} good images; found {sum(bad)} of {len(bad)} defects")
-    verdict = "defect" if result.label else "good"
-    print(f"  OpenVINO on {unseen.parent.name}/{unseen.name}: score {result.score:.3f}, {verdict}")
-    print(f"  {time.perf_counter() - start:.0f} seconds\n")
-    results = Path(engine.trainer.default_root_dir)
-    print(f"  heat maps   {results / 'images'}")
-    print(f"  checkpoint  {engine.best_model_path}")
-    print(f"  OpenVINO    {exported}")
-    print(f"  data        {output / 'data'}")
-    print(f"\nJudge your own images:  mixedteacher predict {exported} IMAGES --overlays OVERLAYS")
+    samples = data.test_data.samples
+    items = EdgeDetector(exported, cache=None).stream(samples.image_path)
+    labels = [item.prediction is not None and item.prediction.label for item in items]
+    alarms = {kind: [a for a, k in zip(labels, samples.label_index, strict=True) if k == kind] for kind in (0, 1)}
+    print(f"\nMixedTeacher, {settings.category}, {size} px, {settings.teacher_weights} teachers")
+    print(f"  AUROC        image {metrics['image_AUROC']:.3f}, pixel {metrics['pixel_AUROC']:.3f}")
+    print(f"  OpenVINO     {sum(alarms[0])} of {len(alarms[0])} good images are alarms, ", end="")
+    print(f"{sum(alarms[1])} of {len(alarms[1])} defects are found")
+    print(f"  time         {time.perf_counter() - start:.0f} seconds")
+    print(f"  heat maps    {Path(engine.trainer.default_root_dir) / 'images'}")
+    print(f"  checkpoint   {engine.best_model_path}")
+    print(f"  exported     {exported}")
+    print(f"  your images  mixedteacher predict {exported} IMAGES --overlays OVERLAYS")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ DATAMODULES = {
 
 
 def register() -> None:
-    """Make the package's models and datamodules known to anomalib. Calling it again changes nothing."""
+    """Make the package's models and datamodules known to anomalib. Calling it again changes nothing.
+
+    anomalib knows classes of its own modules only. It ends when anomalib reads the entry points ``anomalib.models``.
+    """
     # import_module, since the hook runs before Python makes the module an attribute of its parent
     anomalib_models, anomalib_data = import_module("anomalib.models"), import_module("anomalib.data")
     anomalib_models.ALLOWED_MODULES.update({str(__package__), f"{__package__}.models"})
@@ -34,9 +37,21 @@ def register() -> None:
         setattr(anomalib_models, name, public(name))
         if name not in anomalib_models.__all__:
             anomalib_models.__all__.append(name)
-    for name in DATAMODULES:
-        setattr(anomalib_data, name, public(name))
+    anomalib_data.__dict__["__getattr__"] = _datamodule  # get_datamodule looks there
     read_sixteen_bits()
+
+
+def register_datamodules() -> None:
+    """Import the datamodules: the command line knows the short names of classes that were imported."""
+    for name in DATAMODULES:
+        public(name)
+
+
+def _datamodule(name: str) -> object:
+    if name in DATAMODULES:
+        return public(name)
+    msg = f"module 'anomalib.data' has no attribute {name!r}"
+    raise AttributeError(msg)
 
 
 def public(name: str) -> object:
@@ -45,10 +60,10 @@ def public(name: str) -> object:
 
 
 def read_sixteen_bits() -> None:
-    """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white.
+    """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white, and upright ones.
 
-    The reader is imported when it reads: whatever imports ``anomalib.data`` gets no slower. Calling it again reaches
-    modules that were imported since.
+    It ends when anomalib's ``read_image`` keeps 16 bits and heeds EXIF. The reader is imported when it reads: whatever
+    imports ``anomalib.data`` gets no slower. Calling it again reaches modules that were imported since.
     """
     current = import_module("anomalib.data.utils.image").read_image
     theirs = getattr(current, "__wrapped__", current)

@@ -6,30 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from anomalib.models import AnomalibModule
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 _REFRESH = 0.2 if sys.stderr.isatty() else 60.0  # seconds
 
 
-class TrainingOutput(ProgressBar):
-    """One bar over all steps, with the time left, in place of one for each epoch."""
+class TrainingOutput(Callback):
+    """Says what is trained, and shows one bar over all steps, with the time left, in place of one for each epoch.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        bar: Whether to show the bar.
+    """
+
+    def __init__(self, bar: bool = True) -> None:
+        self._shows_bar = bar
         self._bar: Any = None
-
-    def disable(self) -> None:
-        """Lightning's way to silence other processes than the first."""
-        self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained, and start the bar."""
         if not trainer.is_global_zero:
             return
         data = getattr(trainer, "datamodule", None)
-        name = f"{type(data).__name__} {getattr(data, 'name', '')}".strip() if data is not None else "the loader's data"
+        names = dict.fromkeys([type(data).__name__, getattr(data, "name", ""), getattr(data, "category", "")])
+        name = " ".join(filter(None, names)) if data is not None else "the loader's data"
         count = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         teachers = getattr(getattr(pl_module, "model", None), "teachers", None)
         with_teachers = ""
@@ -38,7 +38,8 @@ class TrainingOutput(ProgressBar):
             with_teachers = f", {pl_module.teacher_weights} teachers {backbones}"
         kind = pl_module.name if isinstance(pl_module, AnomalibModule) else type(pl_module).__name__
         print(f"{kind}{with_teachers}: {count} good images of {name}, {trainer.max_epochs} epochs", file=sys.stderr)
-        self._bar = tqdm(total=int(trainer.estimated_stepping_batches), desc="Training", mininterval=_REFRESH)
+        if self._shows_bar:
+            self._bar = tqdm(total=int(trainer.estimated_stepping_batches), desc="Training", mininterval=_REFRESH)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Advance."""

@@ -6,7 +6,7 @@ Public names are resolved when they are first used: training needs the mathemati
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.2"
+__version__ = "0.5.0"
 
 if TYPE_CHECKING:
     from .detector import EdgeDetector, Prediction, StreamItem

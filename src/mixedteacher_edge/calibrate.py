@@ -13,7 +13,7 @@ import openvino
 
 from mixedteacher_edge import graph as graphs
 from mixedteacher_edge.conformal import check_alarm_rate, suspects
-from mixedteacher_edge.detector import ImageRunner
+from mixedteacher_edge.detector import THRESHOLD, ImageRunner
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record, record_path
 from mixedteacher_edge.sources import images_below
@@ -117,6 +117,7 @@ def _open(model: Path, output: Path) -> tuple[openvino.Model, ModelRecord]:
 
 
 def _write(network: openvino.Model, record: ModelRecord, output: Path) -> None:
+    record = replace(record, score_threshold=THRESHOLD)
     assert record.thresholds is not None  # just set
     with writing(output):
         # weights that were stored in half the space become float32 when read; stored again they lose nothing

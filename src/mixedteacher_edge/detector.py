@@ -39,13 +39,13 @@ class Prediction:
     """What the detector says of one image.
 
     Attributes:
-        score: Anomaly score in ``[0, 1]`` like the map; the model's threshold is 0.5.
+        score: Anomaly score in ``[0, 1]`` like the map.
         label: Whether the image is an alarm: its score is at the threshold or above.
-        anomaly_map: float32 of shape ``(H, W)``, of the size at which the model works; the threshold is 0.5.
+        anomaly_map: float32 of shape ``(H, W)``, of the size at which the model works.
         mask: bool of shape ``(H, W)``, the pixels at the threshold or above.
         p_value: How likely a good image has a score at least as high, in ``(0, 1]``; ``None`` for a model that was not
             calibrated on good images.
-        threshold: Score from which on the image is an alarm.
+        threshold: Score from which on the image is an alarm; 0.5 unless set otherwise.
     """
 
     score: float
@@ -342,14 +342,13 @@ class EdgeDetector:
             )
             raise ExportedModelError(msg)
         anomaly_map, mask = (outputs[key].reshape(outputs[key].shape[-2:]) for key in ("anomaly_map", "pred_mask"))
-        own = self._threshold is None
         return Prediction(
             score=score,
-            label=bool(outputs["pred_label"].item()) if own else score >= self._threshold,  # type: ignore[operator]
+            label=bool(outputs["pred_label"].item()) if self._threshold is None else score >= self._threshold,
             anomaly_map=anomaly_map.astype(np.float32, copy=False),
             mask=mask.astype(np.bool_, copy=False),
             p_value=self.record.thresholds.p_value(score) if self.record and self.record.thresholds else None,
-            threshold=self._threshold or THRESHOLD,
+            threshold=self._threshold or (self.record.score_threshold if self.record else THRESHOLD),
         )
 
 

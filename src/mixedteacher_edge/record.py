@@ -26,6 +26,7 @@ class ModelRecord:
         fingerprints: SHA-256 of each teacher's weights, by backbone.
         training_data: ``images``, ``sha256`` and ``bits`` of the training images; ``None`` if unknown.
         thresholds: Raw thresholds of the graph; ``None`` if it has none.
+        score_threshold: The same for an image's score; 0.5, unless anomalib's sensitivity moved it.
         quality: AUROC on labelled images, of this file and of the same graph in FP32; ``None`` if not measured.
         files: SHA-256 of each of the model's files, by name.
     """
@@ -38,6 +39,7 @@ class ModelRecord:
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_data: dict[str, Any] | None = None
     thresholds: Thresholds | None = None
+    score_threshold: float = 0.5
     quality: dict[str, float] | None = None
     files: dict[str, str] = field(default_factory=dict)
 

@@ -18,7 +18,12 @@ from anomalib_mixedteacher.benchmark.run_folder import RunFolder
 from anomalib_mixedteacher.errors import ConfigurationError
 
 _INTERRUPTED = 130
-_MODELS = ["MixedTeacher", "Stfpm", "Patchcore"]
+_PACKAGED = {"layers": ["layer1", "layer2"]}  # of the packaged ResNet-18
+_MODELS: list[str | dict[str, Any]] = [
+    "MixedTeacher",
+    {"class_path": "Stfpm", "init_args": _PACKAGED},
+    {"class_path": "Patchcore", "init_args": _PACKAGED | {"coreset_sampling_ratio": 0.01}},  # 0.1 takes hours on a CPU
+]
 _ENTRIES = str | list[str | dict[str, Any]]
 
 Entry = TypeVar("Entry", ModelEntry, DataEntry)

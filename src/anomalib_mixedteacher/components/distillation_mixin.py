@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_cache import FeatureCache
-from anomalib_mixedteacher.components.pre_processing import default_pre_processor
+from anomalib_mixedteacher.components.pre_processing import check_uncropped, default_pre_processor
 from anomalib_mixedteacher.components.training_data import (
     check_masks,
     check_training_images,
@@ -68,12 +68,13 @@ class DistillationMixin(LeanExport, _Base):
         """Apply the model's number of epochs, and lay the students out for the processor.
 
         Raises:
-            ConfigurationError: If the trainer's precision is a pure half or double one.
+            ConfigurationError: If the trainer's precision is a pure half or double one, or the transform crops.
             DataError: If a mask has not the shape of its image.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
             raise ConfigurationError(msg)
+        check_uncropped(getattr(self.pre_processor, "transform", None))
         data = "test_data" if stage == "test" else "val_data"
         check_masks(getattr(getattr(self.trainer, "datamodule", None), data, None))
         if stage == "fit" and self.trainer.max_epochs == _NO_EPOCHS_GIVEN:

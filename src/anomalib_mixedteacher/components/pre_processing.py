@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 from anomalib_mixedteacher.components.upsampling import bilinear_resize
+from anomalib_mixedteacher.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,22 @@ def default_pre_processor(image_size: tuple[int, int]) -> AntialiasedPreProcesso
     """
     normalize = Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
     return AntialiasedPreProcessor(Compose([Resize(tuple(image_size), antialias=True), normalize]))
+
+
+def check_uncropped(transform: Any) -> None:
+    """Refuse a transform that cuts images: heat maps and contours would lie beside the defects.
+
+    Args:
+        transform: The transform of a pre-processor, or ``None``.
+
+    Raises:
+        ConfigurationError: If it crops or pads.
+    """
+    for step in getattr(transform, "transforms", ()):
+        check_uncropped(step)
+    if any(word in type(transform).__name__ for word in ("Crop", "Pad")):
+        msg = f"{transform} would lay heat maps beside the defects: cut the image files instead, and leave it out."
+        raise ConfigurationError(msg)
 
 
 class AntialiasedResize(nn.Module):

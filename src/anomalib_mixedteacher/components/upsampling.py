@@ -1,9 +1,13 @@
 """Bringing maps and images to another size."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from anomalib_mixedteacher.components.receptive_field import ReceptiveField
 from anomalib_mixedteacher.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from anomalib_mixedteacher.components.receptive_field import ReceptiveField
 
 _LEAST_SPREAD = 1e-3  # exp(-1 / _LEAST_SPREAD) is 0 in float64: every narrower Gaussian has the same weights
 
@@ -53,7 +57,7 @@ def _interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def gaussian_upsample(maps: torch.Tensor, size: tuple[int, int], field: ReceptiveField, sigma: float) -> torch.Tensor:
+def gaussian_upsample(maps: torch.Tensor, size: tuple[int, int], field: "ReceptiveField", sigma: float) -> torch.Tensor:
     """Upsample maps by a Gaussian over each position's receptive field, as MSFD (Yao et al. 2021) does.
 
     Equal to the transposed convolution with the stride of ``field`` whose fixed kernel is a two-dimensional Gaussian
@@ -83,7 +87,9 @@ def gaussian_upsample(maps: torch.Tensor, size: tuple[int, int], field: Receptiv
     return _product(rows, maps, columns.T)
 
 
-def _gaussian_matrix(source: int, target: int, field: ReceptiveField, sigma: float, like: torch.Tensor) -> torch.Tensor:
+def _gaussian_matrix(
+    source: int, target: int, field: "ReceptiveField", sigma: float, like: torch.Tensor
+) -> torch.Tensor:
     """Build the ``(target, source)`` matrix of Gaussian weights, whose rows add up to 1.
 
     Distances are integers, in half pixels, until the nearest position's is subtracted: where OpenVINO computes in

@@ -16,7 +16,12 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Compose, Resize
 
-from anomalib_mixedteacher.components.pre_processing import BILINEAR, AntialiasedPreProcessor, AntialiasedResize
+from anomalib_mixedteacher.components.pre_processing import (
+    BILINEAR,
+    AntialiasedPreProcessor,
+    AntialiasedResize,
+    check_uncropped,
+)
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE
@@ -47,10 +52,14 @@ def network(module: AnomalibModule, input_size: tuple[int, int] | None = None, *
             leaves them open.
         onnx_kwargs: Passed to ``torch.onnx.export``.
 
+    Raises:
+        ConfigurationError: If the transform crops.
+
     Returns:
         Graph from images ``(B, 3, H, W)`` in ``[0, 1]`` to ``pred_score`` and ``anomaly_map``, not normalised; if the
         transform starts with a resize, ``H`` and ``W`` are the sizes behind it.
     """
+    check_uncropped(getattr(module.pre_processor, "transform", None))
     resize = resize_of(module)
     with _without_ends(module, resize is not None), _quiet_exporter(), tempfile.TemporaryDirectory() as folder:
         size = input_size if resize is None else (resize.size[0], resize.size[1])

@@ -116,6 +116,7 @@ def export_openvino(
         image_size=(resize.size[0], resize.size[1]) if resize is not None else input_size,
         quality=measured,
         thresholds=thresholds,
+        score_threshold=1 - float(getattr(post_processor, "image_sensitivity", 0.5)),
         **provenance,
     )
     graph = model if resize is None else with_resize(model, input_size)
@@ -132,7 +133,13 @@ def thresholds_of(post_processor: PostProcessor | None) -> Thresholds | None:
         return None
     if isinstance(post_processor, NormalCalibratedPostProcessor):
         return post_processor.thresholds
-    image, pixel = post_processor.image_threshold.item(), post_processor.pixel_threshold.item()
+    image, pixel = (
+        (threshold + (0.5 - sensitivity) * (high - low)).item()
+        for threshold, sensitivity, low, high in (
+            (getattr(post_processor, f"{kind}_{name}") for name in ("threshold", "sensitivity", "min", "max"))
+            for kind in ("image", "pixel")
+        )
+    )
     return Thresholds(image, pixel if np.isfinite(pixel) else None) if np.isfinite(image) else None
 
 
