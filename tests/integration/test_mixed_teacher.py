@@ -9,6 +9,7 @@ import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -69,13 +70,13 @@ def test_a_checkpoint_says_where_it_comes_from(trained):
     [
         ({}, r"trained with architecture=paper: build the model with the same arguments\."),
         ({"architecture": "fast", "sigma": 2.0}, r"trained with sigma=2\.0: build the model with the same"),
-        (None, r"This checkpoint is not a MixedTeacher's: give one that MixedTeacher trained\."),
+        (None, r"This checkpoint is not a MixedTeacher's: give one that MixedTeacher trained\."),  # of plain Lightning
     ],
 )
 def test_checkpoints_of_other_networks_are_refused(trained, change, message):
     checkpoint = torch.load(trained(architecture="paper").checkpoint, weights_only=True)
     if change is None:
-        del checkpoint["anomalib_mixedteacher"]
+        checkpoint = {"state_dict": checkpoint["state_dict"]}
     else:
         checkpoint["hyper_parameters"].update(change)
     with pytest.raises(ConfigurationError, match=message):
@@ -183,6 +184,27 @@ def test_mixed_precision_trains_without_nan(build_model, datamodule, make_engine
     engine.fit(model=model, datamodule=datamodule)
     assert all(value.isfinite() for key, value in engine.trainer.callback_metrics.items() if "loss" in key)
     assert all(value.isfinite().all() for value in model.model.state_dict().values())
+
+
+class Synchronized(SingleDeviceStrategy):
+    """A strategy that can exchange statistics between devices, without the other devices."""
+
+    _layer_sync = None
+
+
+def test_synchronised_batch_normalisation_is_refused(tiny_model, datamodule, make_engine):
+    """Lightning puts a plain normalisation in place of timm's, which has the activation in it."""
+    engine = make_engine(strategy=Synchronized("cpu"), sync_batchnorm=True, max_epochs=1)
+    with pytest.raises(ConfigurationError, match=r"trainer\.sync_batchnorm would .*: leave it out"):
+        engine.fit(model=tiny_model, datamodule=datamodule)
+
+
+def test_each_fit_gathers_its_own_statistics(tiny_model, make_data, make_engine):
+    means = []
+    for _ in range(2):
+        make_engine(max_epochs=1, limit_val_batches=0).fit(model=tiny_model, datamodule=make_data())
+        means.append(tiny_model.model.anomaly_map_generator.good_mean.clone())
+    assert not torch.equal(*means)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
