@@ -219,12 +219,13 @@ class DistillationMixin(LeanExport, _Base):
         Raises:
             ConfigurationError: If the checkpoint is another model's, or its networks have other arguments.
         """
-        restore_post_processor(self, checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        record, saved = checkpoint.get("anomalib_mixedteacher", {}), checkpoint["hyper_parameters"]
+        record = checkpoint.get("anomalib_mixedteacher", {})
         if record.get("model") != self.name:
             msg = f"This checkpoint is not a {self.name}'s: give one that {self.name} trained."
             raise ConfigurationError(msg)
+        restore_post_processor(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"]
         names = [name for name in inspect.signature(type(self.model)).parameters if name in saved]
         if other := [f"{name}={saved[name]}" for name in names if _plain(saved[name]) != _plain(self.hparams[name])]:
             msg = f"This checkpoint was trained with {', '.join(other)}: build the model with the same arguments."
