@@ -68,11 +68,15 @@ class DistillationMixin(LeanExport, _Base):
         """Apply the model's number of epochs, and lay the students out for the processor.
 
         Raises:
-            ConfigurationError: If the trainer's precision is a pure half or double one, or the transform crops.
+            ConfigurationError: If the trainer's precision is a pure half or double one, if it synchronises batch
+                normalisation, or if the transform crops.
             DataError: If a mask has not the shape of its image.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
+            raise ConfigurationError(msg)
+        if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            msg = "trainer.sync_batchnorm would take the activations out of timm's batch normalisation: leave it out."
             raise ConfigurationError(msg)
         check_uncropped(getattr(self.pre_processor, "transform", None))
         data = "test_data" if stage == "test" else "val_data"
