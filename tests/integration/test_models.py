@@ -10,7 +10,8 @@ import pytest
 import torch
 from anomalib.data.utils import read_image
 from anomalib.deploy import ExportType
-from anomalib.models import get_model, list_models
+from anomalib.models import AnomalibModule, get_model, list_models
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from anomalib_mixedteacher import plugin
@@ -65,6 +66,9 @@ def test_is_known_by_its_name_and_class_path(name):
     paths = [name, f"anomalib_mixedteacher.{name}", f"anomalib_mixedteacher.models.{name}", f"anomalib.models.{name}"]
     models = [get_model(snake), *(get_model({"class_path": path}) for path in paths)]
     assert {type(model) for model in models} == {plugin.public(name)}
+    parser = ArgumentParser(exit_on_error=False)  # as anomalib's command line finds a model
+    parser.add_subclass_arguments(AnomalibModule, "model")
+    assert parser.parse_args([f"--model={name}"]).model.class_path == f"anomalib_mixedteacher.{name}"
 
 
 def test_fit_test_validate_predict(name, trained, make_data, make_engine, photo_folder, monkeypatch):
@@ -106,10 +110,8 @@ def test_eager_torch_onnx_and_openvino_agree(name, arguments, trained, exported,
             assert_same(onnx, expected, tolerance)
             assert_same(compiled(images.numpy()), expected, tolerance)
         alone = [model(photo[None]) for photo in photos]
-    found = {
-        field: torch.cat([getattr(one, field) for one in alone])
-        for field in ("anomaly_map", "pred_score", "pred_label")
-    }
+    fields = ("anomaly_map", "pred_score", "pred_label")
+    found = {field: torch.cat([getattr(one, field) for one in alone]) for field in fields}
     assert_same(found, together, tolerance)
 
 
