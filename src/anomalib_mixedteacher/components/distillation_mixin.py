@@ -68,11 +68,15 @@ class DistillationMixin(LeanExport, _Base):
         """Apply the model's number of epochs, and lay the students out for the processor.
 
         Raises:
-            ConfigurationError: If the trainer's precision is a pure half or double one, or the transform crops.
+            ConfigurationError: If the trainer's precision is a pure half or double one, if it synchronises batch
+                normalisation, or if the transform crops.
             DataError: If a mask has not the shape of its image.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
+            raise ConfigurationError(msg)
+        if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            msg = "trainer.sync_batchnorm would take the activations out of timm's batch normalisation: leave it out."
             raise ConfigurationError(msg)
         check_uncropped(getattr(self.pre_processor, "transform", None))
         data = "test_data" if stage == "test" else "val_data"
@@ -220,12 +224,13 @@ class DistillationMixin(LeanExport, _Base):
         Raises:
             ConfigurationError: If the checkpoint is another model's, or its networks have other arguments.
         """
-        restore_post_processor(self, checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        record, saved = checkpoint.get("anomalib_mixedteacher", {}), checkpoint["hyper_parameters"]
+        record = checkpoint.get("anomalib_mixedteacher", {})
         if record.get("model") != self.name:
             msg = f"This checkpoint is not a {self.name}'s: give one that {self.name} trained."
             raise ConfigurationError(msg)
+        restore_post_processor(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"]
         names = [name for name in inspect.signature(type(self.model)).parameters if name in saved]
         if other := [f"{name}={saved[name]}" for name in names if _plain(saved[name]) != _plain(self.hparams[name])]:
             msg = f"This checkpoint was trained with {', '.join(other)}: build the model with the same arguments."

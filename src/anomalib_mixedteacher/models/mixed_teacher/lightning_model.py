@@ -82,6 +82,10 @@ class MixedTeacher(DistillationMixin, AnomalibModule):
         if architecture == "paper":  # b0's unbounded activations are cut in INT8 where a bright defect drives them
             self.float_networks = ("efficientnet",)
         self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)
+
+    def on_train_start(self) -> None:
+        """Prepare as every model does; the statistics of an earlier training do not count."""
+        super().on_train_start()
         self._statistics_step = -1
 
     def on_train_epoch_end(self) -> None:
