@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from anomalib.metrics.threshold.f1_adaptive_threshold import _F1AdaptiveThreshold  # the public one takes batches only
-from anomalib_mixedteacher.calibration.conformal import conformal_rank, conformal_threshold
-from common import table
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
 from anomalib_mixedteacher.benchmark.result import GOOD
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder
+from common import table
+from mixedteacher_edge.conformal import conformal_rank, conformal_threshold, next_above
 
 Scores = NDArray[np.float64]
 Way = Callable[[Scores, Scores], float]
@@ -60,7 +60,7 @@ def compare(good: Scores, defects: Scores, budgets: tuple[float, ...], splits: i
         if budget * (half + 1) >= 1:
             promised = 1 - conformal_rank(half, budget) / (half + 1)
             ways[f"conformal, {budget:g}"] = promised, partial(_conformal, budget)
-    ways["maximum of the calibration scores"] = 1 / (half + 1), lambda known, _: float(known.max())
+    ways["maximum of the calibration scores"] = 1 / (half + 1), lambda known, _: next_above(known.max())
     ways["F1-adaptive, with half of the defects"] = None, _f1_adaptive
     outcomes: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for split in range(splits):
@@ -70,7 +70,7 @@ def compare(good: Scores, defects: Scores, budgets: tuple[float, ...], splits: i
         labelled = rng.permutation(defects)[: len(defects) // 2]
         for name, (_, way) in ways.items():
             threshold = way(known, labelled)
-            outcomes[name].append((float((new > threshold).mean()), float((defects > threshold).mean())))
+            outcomes[name].append((float((new >= threshold).mean()), float((defects >= threshold).mean())))
     rows = []
     for name, (expected, _) in ways.items():
         rates, found = np.array(outcomes[name]).T

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import machine, table
 from jsonargparse import auto_cli
 from PIL import Image
+
+from common import machine, table
 
 WAYS = {
     "EdgeDetector": "from anomalib_mixedteacher.edge import EdgeDetector\n"

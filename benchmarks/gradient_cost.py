@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import interleave, machine, table
 from jsonargparse import auto_cli
 
 from anomalib_mixedteacher import Mkd
+from common import interleave, machine, table
 
 
 def main(image_size: int = 128, batch: int = 8, repetitions: int = 5, teacher_weights: str = "random") -> None:

@@ -7,8 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import openvino
-from common import compile_file, machine, random_image, table
 from jsonargparse import auto_cli
+
+from common import compile_file, machine, random_image, table
 
 _SLOWEST = 15
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import table
 from jsonargparse import auto_cli
 
 from anomalib_mixedteacher.benchmark.plan import short
 from anomalib_mixedteacher.benchmark.result import Result
 from anomalib_mixedteacher.benchmark.run_folder import RunFolder, Speed
 from anomalib_mixedteacher.benchmark.tables import COLUMNS, average, group, shown
+from common import table
 
 HEAD = ["data", "model", "metric", "measured", "published", "difference", "source"]
 

@@ -21,6 +21,14 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, EfficientAd
+from jsonargparse import auto_cli
+
+from anomalib_mixedteacher.benchmark.models import build, build_data
+from anomalib_mixedteacher.benchmark.plan import short
+from anomalib_mixedteacher.benchmark.result import Cell
+from anomalib_mixedteacher.benchmark.run_folder import RunFolder
+from anomalib_mixedteacher.benchmark.tables import REFERENCE, write_tables
+from anomalib_mixedteacher.plugin import MODELS
 from common import (
     Exported,
     compile_file,
@@ -35,14 +43,6 @@ from common import (
     read_static,
     table,
 )
-from jsonargparse import auto_cli
-
-from anomalib_mixedteacher.benchmark.models import build, build_data
-from anomalib_mixedteacher.benchmark.plan import short
-from anomalib_mixedteacher.benchmark.result import Cell
-from anomalib_mixedteacher.benchmark.run_folder import RunFolder
-from anomalib_mixedteacher.benchmark.tables import REFERENCE, write_tables
-from anomalib_mixedteacher.plugin import MODELS
 
 _ONNX: dict[str, Any] = {
     "verbose": False,

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
-from common import first_cell, machine, table
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -29,6 +28,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from anomalib_mixedteacher.benchmark.models import build, build_data
 from anomalib_mixedteacher.benchmark.result import Cell
 from anomalib_mixedteacher.components.distance import normalized_distance
+from common import first_cell, machine, table
 
 OFFICIAL, OURS = "official recipe", "MixedTeacher"
 VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {  # model, its arguments, the trainer's precision

@@ -40,9 +40,7 @@ def models() -> dict[str, MixedTeacherModel]:
     built = {name: MixedTeacherModel(name).eval() for name in ("fast", "paper")}
     images = F.interpolate(torch.randn(4, 3, 16, 16), (96, 96), mode="bicubic") + torch.randn(4, 3, 96, 96) / 2
     for model in built.values():
-        for teacher in model.teachers.values():
-            teacher.load("random")
-            teacher.set_normalization_statistics(images)
+        model.load_teachers("random", images)
     return built
 
 
