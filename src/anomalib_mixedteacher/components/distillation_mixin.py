@@ -242,6 +242,39 @@ class DistillationMixin(LeanExport, _Base):
             datamodule.setup(self.trainer.state.fn)
 
 
+class StandardizedMapMixin(DistillationMixin):
+    """Recipe of a model whose ``anomaly_map_generator`` is a :class:`~.standardized_map.StandardizedMap`."""
+
+    _statistics_step = -1
+
+    def on_train_start(self) -> None:
+        """Prepare as every model does; the statistics of an earlier training do not count."""
+        super().on_train_start()
+        self._statistics_step = -1
+
+    def on_train_epoch_end(self) -> None:
+        """Gather statistics of good images where no validation has done so."""
+        if self._statistics_step != self.global_step:
+            self._update_good_statistics()
+
+    def on_validation_start(self) -> None:
+        """Gather statistics of good images first: the thresholds found in validation depend on them."""
+        if self.trainer.state.fn == "fit":
+            self._update_good_statistics()
+
+    @torch.no_grad()
+    def _update_good_statistics(self) -> None:
+        generator: Any = self.model.anomaly_map_generator
+        if not generator.needs_good_statistics:
+            return
+        modes = {module: module.training for module in self.model.students.modules()}
+        self.model.students.eval()
+        generator.set_good_statistics(self.good_features())
+        for module, mode in modes.items():
+            module.training = mode
+        self._statistics_step = self.global_step
+
+
 def _plain(value: Any) -> Any:
     """Make a tuple and the list that it becomes on the way through a file compare equal."""
     return list(value) if isinstance(value, tuple) else value

@@ -144,7 +144,7 @@ def test_standardized_sum_is_of_the_logarithms_of_good_images():
     generator.good_mean = torch.full((2, 1, 1), math.exp(location + spread**2 / 2), dtype=torch.float64)
     generator.good_std = generator.good_mean * math.sqrt(math.exp(spread**2) - 1)
     logarithms = location + spread * torch.linspace(-2, 3, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
-    fused = generator.fuse(logarithms.exp().repeat(1, 2, 1, 1), [12, 12])
+    fused = generator.standardized_sum(logarithms.exp().repeat(1, 2, 1, 1))
     torch.testing.assert_close(fused, ((logarithms - location) / spread).clamp(min=0), rtol=1e-9, atol=1e-12)
 
 
