@@ -69,10 +69,11 @@ def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoin
 
     Args:
         model: The trained model.
-        results: Metrics of the test.
+        results: Metrics of the test; empty without test images.
         checkpoint: The file that holds the model.
     """
-    print("test: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results.items()))
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results.items())
+    print(f"test: {figures or 'no test images'}")
     post_processor: Any = model.post_processor
     if post_processor is not None:
         image, pixel = post_processor.image_threshold.item(), post_processor.pixel_threshold.item()

@@ -107,11 +107,10 @@ def test_a_resumed_training_tests_what_it_trained(image_folder, tmp_path, monkey
     arguments += ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"]
     assert main(arguments) == 0
     assert main([*arguments, f"--ckpt_path={first}"]) == 0
-    begun = torch.load(first, weights_only=True)["state_dict"]
-    last = torch.load(
-        next(tmp_path.glob("results/**/latest/**/model.ckpt"), next(tmp_path.rglob("latest/**/model.ckpt"))),
-        weights_only=True,
-    )["state_dict"]
+    begun, last = (
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (first, next(tmp_path.rglob("latest/**/model.ckpt")))
+    )
     for name, value in tested[-1].items():
         torch.testing.assert_close(value, last[f"model.students.{name}"], rtol=0, atol=0, msg=name)
     assert not all(torch.equal(value, begun[f"model.students.{name}"]) for name, value in tested[-1].items())
@@ -163,18 +162,14 @@ def test_own_defaults_are_for_what_a_configuration_file_leaves_open(tmp_path, pa
         assert (type(line.model).__name__, line.config["export"]["max_drop"]) == found
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted((REPOSITORY / "configs").glob("*.yaml")) + sorted((REPOSITORY / "configs/paper").glob("*.yaml")),
-    ids=lambda path: path.stem,
-)
-def test_configuration_files_have_arguments_that_exist(path):
+CONFIGS = [path for path in sorted((REPOSITORY / "configs").rglob("*.yaml")) if path.parent.name != "benchmark"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_files_build_what_they_name(path):
     content = yaml.safe_load(path.read_text())
     for part in content.keys() & {"model", "data"}:
-        kind = plugin.public(content[part]["class_path"].rpartition(".")[2])
-        inspect.signature(kind).bind(**content[part].get("init_args", {}))
-    if "architecture" in content["model"].get("init_args", {}):
-        plugin.public("MixedTeacher")(**content["model"]["init_args"])
+        plugin.public(content[part]["class_path"].rpartition(".")[2])(**content[part].get("init_args", {}))
 
 
 @pytest.mark.parametrize(

@@ -40,19 +40,13 @@ def root(tmp_path):
 
 
 def test_quotes_what_the_page_names_and_nothing_else(embed_tables, root):
-    page = PAGE.format(names=" | Costs | remarks")
-    new = embed_tables.embed(page, root)
-    start = (
-        "before\n\n<!-- tables: run/table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
-    )
-    assert new.startswith(start)
+    new = embed_tables.embed(PAGE.format(names=" | Costs | remarks"), root)
+    head = "before\n\n<!-- tables: run/table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
+    assert new.startswith(head)
     assert new.endswith("| Msfd | 3 |\n\n- A remark.\n- Another.\n<!-- end of tables -->\n\nafter\n")
     assert "old" not in new
     assert "weave" not in new
     assert embed_tables.embed(new, root) == new
-
-
-def test_quotes_everything_without_names(embed_tables, root):
     new = embed_tables.embed(PAGE.format(names=""), root)
     assert new.index("weave:") < new.index("Costs, mean over 2 data sets:") < new.index("- Another.")
 
