@@ -108,7 +108,7 @@ def build_data(cell: Cell) -> AnomalibDataModule:
     if not (inspect.isclass(kind) and issubclass(kind, AnomalibDataModule)):
         msg = f"There is no data set or folder {name}: give a folder, or a class that 'anomalib train --help' lists."
         raise ConfigurationError(msg)
-    known = inspect.signature(kind).parameters
+    known = _parameters(kind)
     if unknown := [key for key in cell.data_args if key not in known]:
         msg = f"{name} has no {', '.join(unknown)}: it takes {', '.join(known)}."
         raise ConfigurationError(msg)
@@ -118,6 +118,17 @@ def build_data(cell: Cell) -> AnomalibDataModule:
         defaults |= {"val_split_mode": ValSplitMode.FROM_TRAIN.value, "val_split_ratio": HELD_OUT}
     with _refusing_arguments(name):
         return kind(**({key: value for key, value in defaults.items() if key in known} | cell.data_args))
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Give the arguments of a class's constructor, and those that it passes on to the classes behind it."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        of_base = inspect.signature(base).parameters
+        found |= {name: parameter for name, parameter in of_base.items() if name not in found}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in of_base.values()):
+            break
+    return {name: parameter for name, parameter in found.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
 @contextmanager
