@@ -1,10 +1,10 @@
 """INT8 that keeps the defects.
 
-A defect is a small difference of two features that are nearly equal. What forms the difference therefore stays in
-floating point: the residual sums that are the features, their pooling and normalisation, distance, fusion and
-smoothing; the gates of squeeze-and-excite; and the first convolutions, behind which a weak texture is a small part of
-the range. Ranges are the extremes over all good images, not their averages: what is cut off at the end of a range is a
-defect. See docs/edge.md for the measurements.
+A defect is a small difference of two features that are nearly equal. What compares them stays in floating point:
+normalisation, distance, standardisation and smoothing. All before it is quantised where activations are bounded, as
+EfficientNet-Lite0's. A network with unbounded ones (``keep``) stays in floating point, and with it the residual sums,
+the gates, and the first convolutions, behind which a weak texture is a small part of the range. Ranges are the
+extremes over all good images, not their averages: what is cut off at the end of a range is a defect.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,17 +33,19 @@ def float_nodes(model: openvino.Model, keep: Sequence[str] = ()) -> list[str]:
         keep: Parts of the names of convolutions that stay in floating point as well.
 
     Returns:
-        Names of the norms and all that follows from them, of sums, products and averages, of the first
-        convolutions, and of those to keep.
+        Names of the norms and all that follows from them; with ``keep`` also of those convolutions, of sums, products
+        and averages, and of the first convolutions.
     """
     nodes = model.get_ops()
     norms = [node for node in nodes if node.get_type_name() == "ReduceL2"]
     compared = _reachable(norms)
+    quantisable = {node.get_friendly_name() for node in nodes if node.get_type_name() not in _INERT}
+    if not keep:
+        return sorted(compared & quantisable)
     entry = _reachable(model.get_parameters(), up_to=CONVOLUTIONS)
     sums = {node.get_friendly_name() for node in nodes if node.get_type_name() in _FLOAT_TYPES}
     first = {node.get_friendly_name() for node in nodes if node.get_type_name() in CONVOLUTIONS} & entry
     kept = {name for name, label in _convolutions(model).items() if any(part in label for part in keep)}
-    quantisable = {node.get_friendly_name() for node in nodes if node.get_type_name() not in _INERT}
     return sorted((compared | sums | first | kept) & quantisable)
 
 
