@@ -28,11 +28,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 from anomalib_mixedteacher.benchmark.models import build, build_data
 from anomalib_mixedteacher.benchmark.result import Cell
 from anomalib_mixedteacher.components.distance import normalized_distance
+from anomalib_mixedteacher.components.teacher import set_normalization_statistics
 from common import first_cell, machine, table
 
 OFFICIAL, OURS = "official recipe", "MixedTeacher"
 VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {  # model, its arguments, the trainer's precision
-    OFFICIAL: ("MixedTeacher", {}, "32-true"),
+    OFFICIAL: ("MixedTeacher", {"architecture": "paper"}, "32-true"),
+    "MixedTeacher, architecture=paper": ("MixedTeacher", {"architecture": "paper"}, "32-true"),
     OURS: ("MixedTeacher", {}, "32-true"),
     "MixedTeacher, feature_cache=0": ("MixedTeacher", {"feature_cache": 0}, "32-true"),
     "MixedTeacher, bf16-mixed": ("MixedTeacher", {}, "bf16-mixed"),
@@ -132,7 +134,7 @@ def _officially(cell: Cell, datamodule: AnomalibDataModule, epochs: int, precisi
     for teacher, student in pairs:
         teacher.load(cell.teacher_weights)
         if cell.teacher_weights == "random":
-            teacher.set_normalization_statistics(sample)
+            set_normalization_statistics(teacher, sample)
         optimizer = Adam(student.parameters(), lr=LEARNING_RATE)
         scheduler = OneCycleLR(optimizer, max_lr=10 * LEARNING_RATE, total_steps=epochs * len(loader))
         for epoch in range(epochs):

@@ -7,10 +7,10 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from anomalib.data import Folder
     from anomalib.engine import Engine
     from anomalib.models import AnomalibModule
 
@@ -30,7 +29,7 @@ TEACHERS = {
     "tf_efficientnet_lite0": ("blocks.4", "blocks.6"),
     "vgg16": ("features.30",),
 }
-EPOCHS = {"MixedTeacher": 10, "Msfd": 10, "Mkd": 20}
+EPOCHS = 10
 
 
 @pytest.hookimpl(wrapper=True)
@@ -95,25 +94,25 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_data(image_folder: Path) -> Callable[..., "Folder"]:
+def make_data(image_folder):
     """Build anomalib's own Folder datamodule over the tiny folder."""
     from anomalib.data import Folder
 
-    def make(**arguments: Any) -> Folder:
-        usual = {"normal_test_dir": "good_test", "abnormal_dir": "bad", "mask_dir": "mask"}
+    def make(**arguments):
+        folders = {"normal_dir": "good", "normal_test_dir": "good_test", "abnormal_dir": "bad", "mask_dir": "mask"}
         batches = {"train_batch_size": 4, "eval_batch_size": 4, "num_workers": 0, "seed": 0}
-        return Folder(**{"name": "tiny", "root": image_folder, "normal_dir": "good", **usual, **batches, **arguments})
+        return Folder(**{"name": "tiny", "root": image_folder, **folders, **batches, **arguments})
 
     return make
 
 
 @pytest.fixture
-def datamodule(make_data: Callable[..., "Folder"]) -> "Folder":
+def datamodule(make_data):
     """anomalib's own Folder datamodule over the tiny folder."""
     return make_data()
 
 
-def quiet_engine(root: Path, **arguments: Any) -> "Engine":
+def quiet_engine(root: Path, **arguments):
     """anomalib's Engine on the CPU, without a progress bar."""
     from anomalib.engine import Engine
 
@@ -122,13 +121,13 @@ def quiet_engine(root: Path, **arguments: Any) -> "Engine":
 
 
 @pytest.fixture
-def make_engine(tmp_path: Path) -> Callable[..., "Engine"]:
+def make_engine(tmp_path):
     """Build anomalib's Engine on the CPU."""
     return functools.partial(quiet_engine, tmp_path / "results")
 
 
 @pytest.fixture
-def engine(make_engine: Callable[..., "Engine"]) -> "Engine":
+def engine(make_engine):
     """anomalib's Engine for three epochs on the CPU."""
     return make_engine(max_epochs=3)
 
@@ -161,21 +160,21 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build_model(teacher_folder: Path) -> Callable[..., "AnomalibModule"]:
-    """Build a model for 64 pixels, not trained; the default MixedTeacher with the packaged teachers."""
+def build_model(teacher_folder):
+    """Build a model for 64 pixels, not trained; its default teachers are the packaged ones, where they are packaged."""
     from anomalib_mixedteacher import plugin
 
-    def build(name: str = "MixedTeacher", **arguments: Any) -> "AnomalibModule":
+    def build(name: str = "MixedTeacher", **arguments):
         torch.manual_seed(0)
-        packaged = name == "MixedTeacher" and not {"architecture", "resnet_layers", "efficientnet"} & arguments.keys()
-        weights = "packaged" if packaged else str(teacher_folder)
+        others = {"architecture", "resnet_layers", "efficientnet", "backbone", "layers"} & arguments.keys()
+        weights = str(teacher_folder) if name == "Mkd" or others else "packaged"
         return plugin.public(name)(**{"teacher_weights": weights, "image_size": (SIZE, SIZE), **arguments})
 
     return build
 
 
 @pytest.fixture
-def tiny_model(build_model: Callable[..., "AnomalibModule"]) -> "AnomalibModule":
+def tiny_model(build_model):
     """A MixedTeacher for 64 pixels, not trained."""
     return build_model()
 
@@ -190,13 +189,13 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(build_model, make_data, tmp_path_factory) -> Callable[..., Trained]:
+def trained(build_model, make_data, tmp_path_factory):
     """Train a model on the tiny folder, once for the same name and arguments."""
 
     @functools.cache
-    def train(name: str = "MixedTeacher", **arguments: Any) -> Trained:
+    def train(name: str = "MixedTeacher", **arguments) -> Trained:
         model = build_model(name, **arguments)
-        engine = quiet_engine(tmp_path_factory.mktemp(name), max_epochs=EPOCHS[name])
+        engine = quiet_engine(tmp_path_factory.mktemp(name), max_epochs=EPOCHS)
         engine.fit(model=model, datamodule=make_data())
         return Trained(model.eval(), engine, Path(engine.best_model_path))
 
@@ -204,11 +203,11 @@ def trained(build_model, make_data, tmp_path_factory) -> Callable[..., Trained]:
 
 
 @pytest.fixture(scope="session")
-def exported(trained, tmp_path_factory) -> Callable[..., Path]:
+def exported(trained, tmp_path_factory):
     """Export a trained model to OpenVINO, once for the same name and arguments; gives the ``.xml`` file."""
 
     @functools.cache
-    def export(name: str = "MixedTeacher", **arguments: Any) -> Path:
+    def export(name: str = "MixedTeacher", **arguments) -> Path:
         checkpoint = trained(name, **arguments).checkpoint
         model = type(trained(name, **arguments).model).load_from_checkpoint(checkpoint)
         return model.to_openvino(tmp_path_factory.mktemp(f"{name}-exported"))

@@ -52,13 +52,13 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
 
 
 def check_image(path: str | Path) -> None:
-    """Check that an image can be decoded, is large enough and shows something.
+    """Check that an image can be decoded and is large enough; one that shows nothing is named.
 
     Args:
         path: Image file.
 
     Raises:
-        DataError: If it cannot be used, or has one value in all its pixels.
+        DataError: If it cannot be used.
     """
     rgb = to_rgb(path)
     if (rgb == rgb[0, 0]).all():

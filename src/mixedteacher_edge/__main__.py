@@ -16,16 +16,9 @@ mixedteacher-edge COMMAND --help lists a command's options."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        args: Arguments without the program's name; ``sys.argv`` by default.
-
-    Returns:
-        The command's exit status; 1 after an error that the user can mend, 2 for a wrong command line.
-    """
+    """Run the command line; the exit status is the command's, 1 after an error that the user can mend, or 2."""
     args = list(sys.argv[1:] if args is None else args)
-    if args and args[0] == "--version":
+    if args == ["--version"]:
         print(f"mixedteacher-edge {__version__}")
         return 0
     if not args or args[0] not in COMMANDS:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ import openvino
 
 from mixedteacher_edge import graph as graphs
 from mixedteacher_edge.conformal import check_alarm_rate, suspects
+from mixedteacher_edge.decoding import to_rgb
 from mixedteacher_edge.detector import THRESHOLD, ImageRunner
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record, record_path
@@ -50,7 +52,9 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
     single = network.clone()
     graphs.set_single_image(single, model)
     # in float32, or OpenVINO would take bfloat16 where the processor has it
-    runner = ImageRunner(openvino.Core(), single, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}, bits=record.bits)
+    exactly = {"INFERENCE_PRECISION_HINT": "f32"}
+    read = partial(to_rgb, bits=record.bits)
+    runner = ImageRunner(openvino.Core(), single, "CPU", exactly, image_size=record.image_size, read=read)
     paths = good_images(good)
     scores, regions = [], []
     for _, outputs in runner.run((str(path), path) for path in paths):
@@ -84,17 +88,12 @@ def set_thresholds(model: Path, output: Path, image: float | None = None, pixel:
         ExportedModelError: If the model's files are damaged, or were not exported by this package.
     """
     network, record = _open(model, output)
-    own = record.thresholds
-    if own is None and image is None:
+    own = record.thresholds if image is None else replace(record.thresholds or Thresholds(image), image=image)
+    if own is None:
         msg = f"{model} has no thresholds: give one for images (--image-threshold)."
         raise ConfigurationError(msg)
-    thresholds = own if own is not None else Thresholds(image or 0.0)
-    thresholds = replace(
-        thresholds,
-        image=thresholds.image if image is None else image,
-        pixel=thresholds.value("pixel") if pixel is None else pixel,
-        alarm_rate=None,
-    )
+    before = record.thresholds or own
+    thresholds = replace(own, pixel=before.value("pixel") if pixel is None else pixel, alarm_rate=None)
     _write(network, replace(record, thresholds=thresholds), output)
     return thresholds
 
@@ -126,11 +125,7 @@ def _write(network: openvino.Model, record: ModelRecord, output: Path) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Check that a model can be written, before images are scored for it.
-
-    Raises:
-        CalibrationError: If its folder is missing or cannot be written to.
-    """
+    """Check that a model can be written, before images are scored for it; a CalibrationError says that it cannot."""
     if not output.parent.is_dir():
         msg = f"There is no folder {output.parent} to write to: make it, or give another --output."
         raise CalibrationError(msg)
@@ -140,11 +135,7 @@ def check_output(output: Path) -> None:
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Turn what goes wrong while a model is written into one sentence.
-
-    Raises:
-        CalibrationError: If it cannot be written.
-    """
+    """Turn what goes wrong while a model is written into a CalibrationError."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch and OpenVINO make RuntimeErrors of a full disk's
@@ -154,11 +145,7 @@ def writing(output: Path) -> Iterator[None]:
 
 
 def good_images(good: Path) -> list[Path]:
-    """Find good images in a folder, or take one image.
-
-    Raises:
-        DataError: If there is none.
-    """
+    """Find good images in a folder, or take one image; a DataError says that there is none."""
     if not good.exists():
         msg = f"There is no file or folder {good}: check the path."
         raise DataError(msg)
@@ -166,18 +153,7 @@ def good_images(good: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str], calibrate_checkpoint: Callable[..., Calibrated] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stands behind the command's name.
-        calibrate_checkpoint: Does for a checkpoint what :func:`calibrate_export` does for an exported model.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        MixedTeacherError: If the user has to mend something.
-    """
+    """Run the command; ``calibrate_checkpoint`` does for checkpoints what :func:`calibrate_export` does for models."""
     given = _parser().parse_args(arguments)
     output = given.output or given.model.with_name(f"{given.model.stem}-calibrated{given.model.suffix}")
     calibrate = calibrate_export if given.model.suffix == ".xml" else calibrate_checkpoint

@@ -76,12 +76,30 @@ def to_rgb(
     return np.repeat(scaled, 3, axis=-1) if channels == 1 else np.ascontiguousarray(scaled[..., :3])
 
 
-def setting(variable: str, given: int | None = None) -> int:
-    """Give the value of a setting: what was given, else the environment variable's, else the default.
+def shrink(rgb: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize an image bilinearly with antialiasing, as exported graphs do, but strip by strip.
 
-    Raises:
-        ConfigurationError: If the environment variable is no number.
+    Args:
+        rgb: Image ``(H, W, 3)``.
+        size: New height and width.
+
+    Returns:
+        float32 array of the new size in ``[0, 1]``.
     """
+    height, width = size
+    resized = np.empty((height, width, 3), np.float32)
+    narrow = np.empty((rgb.shape[0], width), np.float32)
+    rows = 1 + _STRIP // rgb.shape[1]
+    for channel in range(3):
+        for top in range(0, rgb.shape[0], rows):
+            strip = Image.fromarray(rgb[top : top + rows, :, channel].astype(np.float32))
+            narrow[top : top + rows] = np.asarray(strip.resize((width, strip.height), Image.Resampling.BILINEAR))
+        resized[..., channel] = np.asarray(Image.fromarray(narrow).resize((width, height), Image.Resampling.BILINEAR))
+    return resized / np.float32(255) if rgb.dtype == np.uint8 else resized
+
+
+def setting(variable: str, given: int | None = None) -> int:
+    """Give the value of a setting: what was given, else the environment variable's, else the default."""
     text = os.environ.get(variable, str(_DEFAULTS[variable]))
     if given is None and not text.isdecimal():
         msg = f"The environment variable {variable} is {text!r}: give a number, or remove it."
@@ -90,11 +108,7 @@ def setting(variable: str, given: int | None = None) -> int:
 
 
 def check_size(name: str | Path, height: int, width: int, min_side: int = MIN_SIDE) -> None:
-    """Check that an image is large enough.
-
-    Raises:
-        DataError: If a side is below ``min_side`` pixels.
-    """
+    """Check that no side of an image is below ``min_side`` pixels; a DataError says that one is."""
     if min(height, width) < min_side:
         msg = (
             f"The image {name} is {width} x {height} pixels, smaller than {min_side} pixels on a side: "
@@ -122,12 +136,7 @@ def pages(path: Path) -> int:
 
 
 def read_page(path: Path, number: int) -> Image.Image:
-    """Read a page of a TIFF file.
-
-    Args:
-        path: The file.
-        number: From 1 on.
-    """
+    """Read a page of a TIFF file, counted from 1."""
     with _any_size():
         file = Image.open(path)
         file.seek(number - 1)

@@ -1,14 +1,18 @@
 """The detector beside the camera: an exported model run by OpenVINO."""
 
+import ctypes
 import logging
 import math
 import os
 import threading
+import time
+import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +21,7 @@ import openvino
 from numpy.typing import NDArray
 
 from mixedteacher_edge import graph as graphs
-from mixedteacher_edge.decoding import RGB, ImageSource, image_name, to_rgb
+from mixedteacher_edge.decoding import RGB, ImageSource, image_name, shrink, to_rgb
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record
 
@@ -25,6 +29,8 @@ HINTS = ("LATENCY", "THROUGHPUT")
 PRECISIONS = ("f32", "auto")
 THRESHOLD = 0.5
 CACHED_SIZES = 64  # OpenVINO keeps something of every size of images: 5,000 by default, a megabyte each
+LARGE = 2**22  # pixels from which an image is resized before the graph, which takes 50 bytes for each
+_SETTLED = 0.05  # seconds after which OpenVINO's threads rest
 _ROUNDING = 0.01  # of a score near 1, in bfloat16
 
 Named: TypeAlias = tuple[str, ImageSource]
@@ -75,7 +81,7 @@ class ImageRunner:
     """Runs a graph over images, several at a time and in their order. It may be used from several threads.
 
     The graph is compiled when the first image of either kind comes, 8-bit or floating-point, and once more in a forked
-    child: threads, and with them OpenVINO's, do not outlive a fork.
+    child: threads, and with them OpenVINO's, do not outlive a fork. Fork while no thread judges images.
 
     Args:
         core: OpenVINO.
@@ -83,8 +89,8 @@ class ImageRunner:
         device: Device that runs it.
         properties: OpenVINO's properties.
         cache: Folder for compiled models, or ``None``.
-        bits: See :func:`~mixedteacher_edge.decoding.to_rgb`.
-        max_pixels: See :func:`~mixedteacher_edge.decoding.to_rgb`.
+        image_size: Height and width to which the graph resizes images of any size, or ``None``.
+        read: Makes an RGB array of an image and its name, as :func:`~mixedteacher_edge.decoding.to_rgb` does.
     """
 
     def __init__(
@@ -94,8 +100,8 @@ class ImageRunner:
         device: str,
         properties: dict[str, Any],
         cache: Path | None = None,
-        bits: int | None = None,
-        max_pixels: int | None = None,
+        image_size: tuple[int, int] | None = None,
+        read: Callable[[ImageSource, str], RGB] = to_rgb,
     ) -> None:
         self.fixed_size = graphs.fixed_size(graph)
         self._core = core
@@ -104,9 +110,10 @@ class ImageRunner:
         bounded = {"CPU_RUNTIME_CACHE_CAPACITY": str(CACHED_SIZES)} if device == "CPU" else {}
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CACHED_SIZES))
         self._how = (device, properties | bounded, cache)
-        self._reading = (bits, max_pixels)
-        self._process = _Process()
-        self._left: list[_Process] = []  # a parent's: its compiled models would wait for their threads when deleted
+        self._image_size = image_size
+        self._read = read
+        self._compiled = _Compiled()
+        _RUNNERS.add(self)
 
     def run(self, images: Iterable[Named], queue_size: int | None = None) -> Generator[Outcome, None, None]:
         """Give the graph's outputs for each image.
@@ -129,9 +136,9 @@ class ImageRunner:
                     failure = item
                     break
                 name, image = item
-                rgb = self._read(name, image, copy=queue_size != 1)
+                rgb = self._fitting(name, image, copy=queue_size != 1)
                 oldest = None
-                if len(queue) >= (queue_size or self._process.best_queue_size):
+                if len(queue) >= (queue_size or self._compiled.best_queue_size):
                     oldest = _finished(*queue.popleft())
                 queue.append((name, rgb if isinstance(rgb, DataError) else self._start(rgb, name)))
                 if oldest is not None:  # only now, so that the device has work while the outcome is used
@@ -146,13 +153,9 @@ class ImageRunner:
                     with suppress(RuntimeError):
                         started.request.wait()  # OpenVINO reads the image until then
 
-    def rgb(self, image: ImageSource, name: str | None = None) -> RGB:
-        """Read an image as the model's images are read; see :func:`~mixedteacher_edge.decoding.to_rgb`."""
-        return to_rgb(image, name, *self._reading)
-
-    def _read(self, name: str, image: ImageSource, copy: bool) -> RGB | DataError:
+    def _fitting(self, name: str, image: ImageSource, copy: bool) -> RGB | DataError:
         try:
-            rgb = self.rgb(image, name)
+            rgb = self._read(image, name)
         except DataError as error:
             return error
         height, width = rgb.shape[:2]
@@ -161,12 +164,17 @@ class ImageRunner:
                 f"The image {name} is {width} x {height} pixels, but the model takes {self.fixed_size[1]} x "
                 f"{self.fixed_size[0]}: resize the image, or export the model without a fixed input size."
             )
+        if self._image_size is not None and self.fixed_size is None and height * width > LARGE:
+            return shrink(rgb, self._image_size)
         # Whoever gave an array may write the next image into it while this one is in progress.
         return rgb.copy() if copy and isinstance(image, np.ndarray) and np.may_share_memory(rgb, image) else rgb
 
     def _start(self, rgb: RGB, name: str) -> "_Started | DataError":
         variant = self._variant(rgb.dtype == np.uint8)
-        request = variant.request()
+        try:
+            request = variant.idle.pop()
+        except IndexError:
+            request = variant.compiled.create_infer_request()
         try:
             request.start_async({0: rgb[None]}, share_inputs=True)
         except RuntimeError as error:
@@ -174,15 +182,33 @@ class ImageRunner:
         return _Started(variant, request, rgb)
 
     def _variant(self, bytes_input: bool) -> "_Variant":
-        if self._process.number != os.getpid():
-            self._left.append(self._process)
-            self._process = _Process()
-        with self._process.compiling:
-            variants = self._process.variants
+        with self._compiled.compiling:
+            variants = self._compiled.variants
             if bytes_input not in variants:
                 graph = graphs.with_image_input(self._graph, bytes_input)
                 variants[bytes_input] = _Variant(graphs.compile_graph(self._core, graph, *self._how))
             return variants[bytes_input]
+
+    def leave_to_parent(self) -> None:
+        """Compile anew in a forked child, where deleting the parent's models would wait for the parent's threads."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._compiled))
+        self._compiled = _Compiled()
+
+
+_RUNNERS: weakref.WeakSet[ImageRunner] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    time.sleep(max(0.0, _Compiled.answered + _SETTLED - time.monotonic()))
+
+
+def _in_child() -> None:
+    for runner in _RUNNERS:
+        runner.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
 class EdgeDetector:
@@ -207,6 +233,7 @@ class EdgeDetector:
 
     Attributes:
         record: The model's record; ``None`` if it has none.
+        read: :func:`~mixedteacher_edge.decoding.to_rgb` with ``bits`` and ``max_pixels``.
 
     Raises:
         ExportedModelError: If the model's files are missing, damaged or not the recorded ones, or if the model was
@@ -251,17 +278,15 @@ class EdgeDetector:
         graphs.check_outputs(graph, path)
         graphs.set_single_image(graph, path)
         cached = graphs.cache_folder(path, cache)
-        self._runner = ImageRunner(core, graph, device, properties, cached, bits, max_pixels)
+        size = self.record.image_size if self.record else None
+        self.read = partial(to_rgb, bits=bits, max_pixels=max_pixels)
+        self._runner = ImageRunner(core, graph, device, properties, cached, size, self.read)
         self._threshold = threshold
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width in pixels that the record names or the input is fixed to; ``None`` if neither does."""
         return (self.record.image_size if self.record else None) or self._runner.fixed_size
-
-    def read(self, image: ImageSource, name: str | None = None) -> RGB:
-        """Read an image as the model sees it; see :func:`~mixedteacher_edge.decoding.to_rgb`."""
-        return self._runner.rgb(image, name)
 
     def predict(self, image: ImageSource) -> Prediction:
         """Judge one image.
@@ -273,8 +298,8 @@ class EdgeDetector:
         Raises:
             DataError: If the image cannot be used.
         """
-        (prediction,) = self._predictions([(image_name(image), image)], 1)
-        return prediction
+        (item,) = self._items([(image_name(image), image)], 1)
+        return _prediction_of(item)
 
     def predict_batch(self, images: Sequence[ImageSource] | NDArray[Any]) -> list[Prediction]:
         """Judge some images, several at a time where the device can.
@@ -288,7 +313,8 @@ class EdgeDetector:
         Raises:
             DataError: If an image cannot be used.
         """
-        return list(self._predictions(_named(images), None))
+        with closing(self._items(images, None)) as items:
+            return [_prediction_of(item) for item in items]
 
     def stream(self, images: Iterable[ImageSource | Named], queue_size: int | None = None) -> Iterator[StreamItem]:
         """Judge images as they come, in their order; decoding overlaps inference.
@@ -313,20 +339,15 @@ class EdgeDetector:
             raise ConfigurationError(msg)
         return self._items(images, queue_size)
 
-    def _items(self, images: Iterable[ImageSource | Named], queue_size: int | None) -> Iterator[StreamItem]:
+    def _items(
+        self, images: Iterable[ImageSource | Named], queue_size: int | None
+    ) -> Generator[StreamItem, None, None]:
         with closing(self._runner.run(_named(images), queue_size)) as results:
             for name, outputs in results:
                 if isinstance(outputs, DataError):
                     yield StreamItem(name, None, str(outputs))
                 else:
                     yield StreamItem(name, self._prediction(name, outputs), None)
-
-    def _predictions(self, images: Iterable[Named], queue_size: int | None) -> Iterator[Prediction]:
-        with closing(self._runner.run(images, queue_size)) as results:
-            for name, outputs in results:
-                if isinstance(outputs, DataError):
-                    raise outputs
-                yield self._prediction(name, outputs)
 
     def _prediction(self, name: str, outputs: Outputs) -> Prediction:
         score = float(outputs["pred_score"].item())
@@ -352,13 +373,15 @@ class EdgeDetector:
         )
 
 
-class _Process:
+class _Compiled:
     """What of a runner belongs to one process."""
 
     def __init__(self) -> None:
-        self.number = os.getpid()
         self.compiling = threading.Lock()
         self.variants: dict[bool, _Variant] = {}  # by whether they take uint8
+
+    answered = 0.0
+    """When a runner last did; OpenVINO's threads may hold a lock for a moment longer."""
 
     @property
     def best_queue_size(self) -> int:
@@ -372,13 +395,7 @@ class _Variant:
         self.best_queue_size = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.positions = graphs.output_positions(compiled)
         self.idle: list[openvino.InferRequest] = []
-        self._compiled = compiled
-
-    def request(self) -> openvino.InferRequest:
-        try:
-            return self.idle.pop()
-        except IndexError:
-            return self._compiled.create_infer_request()
+        self.compiled = compiled
 
 
 @dataclass(frozen=True)
@@ -399,8 +416,15 @@ def _finished(name: str, started: _Started | DataError) -> Outcome:
         return name, _unfit(name, started.rgb, error)
     tensors = {key: started.request.get_output_tensor(at) for key, at in started.variant.positions.items()}
     outputs = {key: tensor.data.copy() for key, tensor in tensors.items()}  # the tensors belong to the request
+    _Compiled.answered = time.monotonic()
     started.variant.idle.append(started.request)
     return name, outputs
+
+
+def _prediction_of(item: StreamItem) -> Prediction:
+    if item.prediction is None:
+        raise DataError(item.error)
+    return item.prediction
 
 
 def _unfit(name: str, rgb: RGB, error: RuntimeError) -> DataError:

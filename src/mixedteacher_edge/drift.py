@@ -103,22 +103,14 @@ class DriftMonitor:
 
     @classmethod
     def of(cls, record: ModelRecord | None, **arguments: Any) -> "DriftMonitor":
-        """Make a monitor for an exported model; ``arguments`` are the class's, but for the scores and the model.
-
-        Raises:
-            CalibrationError: If the model was not calibrated on good images.
-        """
+        """Make a monitor for an exported model; ``arguments`` are the class's, but for the scores and the model."""
         if record is None or record.thresholds is None or not record.thresholds.image_scores:
             msg = "The model was not calibrated on good images: run 'mixedteacher calibrate MODEL.xml --good FOLDER'."
             raise CalibrationError(msg)
         return cls(record.thresholds.good_scores, model="".join(sorted(record.files.values())), **arguments)
 
     def add(self, prediction: Prediction) -> DriftReport | None:
-        """Take one prediction; what the model's own threshold does not pass is left out.
-
-        Returns:
-            A report when the window is full; the next window then starts.
-        """
+        """Take a prediction that the model's own threshold passes; give a report when the window is full."""
         if prediction.score >= THRESHOLD:
             return None
         with self._adding:

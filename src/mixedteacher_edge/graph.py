@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_file(model: str | Path) -> Path:
-    """Find the ``.xml`` or ``.onnx`` file to load, given it or the ``.bin`` file beside an ``.xml``.
-
-    Raises:
-        ExportedModelError: If it does not exist, or if its name has another ending.
-    """
+    """Find the ``.xml`` or ``.onnx`` file to load, given it or the ``.bin`` file beside an ``.xml``."""
     path = Path(model)
     path = path.with_suffix(".xml") if path.suffix == ".bin" else path
     if path.suffix not in {".xml", ".onnx"}:
@@ -45,11 +41,7 @@ def model_file(model: str | Path) -> Path:
 
 
 def read_file(core: openvino.Core, path: Path) -> openvino.Model:
-    """Read an exported model as it is.
-
-    Raises:
-        ExportedModelError: If it cannot be read.
-    """
+    """Read an exported model as it is; an ExportedModelError says why it cannot be read."""
     try:
         return core.read_model(path)
     except RuntimeError as error:
@@ -63,11 +55,7 @@ def read_file(core: openvino.Core, path: Path) -> openvino.Model:
 
 
 def check_outputs(graph: openvino.Model, path: Path) -> None:
-    """Check that a graph gives a verdict.
-
-    Raises:
-        ExportedModelError: If it lacks an output of the detector.
-    """
+    """Check that a graph gives a verdict; an ExportedModelError says what it lacks."""
     missing = [name for name in OUTPUTS if name not in output_positions(graph)]
     if missing and set(missing) <= {"pred_label", "pred_mask"}:
         msg = f"{path} was exported without thresholds: export it with a post-processor."
@@ -78,11 +66,7 @@ def check_outputs(graph: openvino.Model, path: Path) -> None:
 
 
 def set_single_image(graph: openvino.Model, path: Path) -> None:
-    """Set a graph's batch to one image.
-
-    Raises:
-        ExportedModelError: If it does not take RGB images.
-    """
+    """Set a graph's batch to one image; an ExportedModelError says that it does not take RGB images."""
     try:
         shape = graph.input().partial_shape  # input() raises if there is more than one
         if not shape.compatible(openvino.PartialShape([1, 3, -1, -1])):
@@ -109,10 +93,7 @@ def with_image_input(graph: openvino.Model, bytes_input: bool) -> openvino.Model
 
     Args:
         graph: Graph with a float32 input of shape ``(1, 3, H, W)`` in ``[0, 1]``; it is left as it is.
-        bytes_input: Take uint8 rather than float32.
-
-    Returns:
-        Graph with an input of shape ``(1, H, W, 3)``.
+        bytes_input: Let the input, of shape ``(1, H, W, 3)``, be uint8 rather than float32.
     """
     processor = PrePostProcessor(graph.clone())
     image = processor.input()
@@ -125,11 +106,7 @@ def with_image_input(graph: openvino.Model, bytes_input: bool) -> openvino.Model
 
 
 def check_device(core: openvino.Core, device: str) -> None:
-    """Check that OpenVINO finds a device, such as ``CPU``, ``GPU``, ``GPU.1`` or ``AUTO``.
-
-    Raises:
-        ConfigurationError: If it does not; the message lists those that it finds.
-    """
+    """Check that OpenVINO finds a device, such as ``GPU.1``; a ConfigurationError lists those that it finds."""
     if device == "CPU":
         return  # always there, and looking for the others takes time
     found = core.available_devices
@@ -140,11 +117,7 @@ def check_device(core: openvino.Core, device: str) -> None:
 
 
 def cache_folder(model: Path, cache: str | Path | None) -> Path | None:
-    """Find a folder for compiled models: beside the model for ``"auto"``, another, or none.
-
-    Returns:
-        The folder, made if need be; ``None`` if nothing can be written there.
-    """
+    """Make a folder for compiled models, beside the model for ``"auto"``; ``None`` if nothing can be written there."""
     if cache is None:
         return None
     folder = model.with_name(CACHE_FOLDER) if cache == "auto" else Path(cache)
@@ -161,11 +134,7 @@ def cache_folder(model: Path, cache: str | Path | None) -> Path | None:
 def compile_graph(
     core: openvino.Core, graph: openvino.Model, device: str, properties: dict[str, Any], cache: Path | None
 ) -> openvino.CompiledModel:
-    """Compile a graph, or take it compiled from OpenVINO's cache in a folder.
-
-    Raises:
-        ExportedModelError: If the device cannot run the graph in this way.
-    """
+    """Compile a graph, or take it compiled from OpenVINO's cache; an ExportedModelError says why that cannot be."""
     if cache is not None:
         try:
             return core.compile_model(graph, device, properties | {"CACHE_DIR": str(cache)})

@@ -34,14 +34,7 @@ if there was a defect."""
 
 @dataclass
 class Tally:
-    """Counts of a run, and its clock.
-
-    Attributes:
-        images: Images so far, unreadable ones included.
-        defects: Images labelled as defects.
-        unreadable: Images that could not be used.
-        not_drawn: Overlays that could not be drawn or written.
-    """
+    """Counts of a run, and its clock."""
 
     images: int = 0
     defects: int = 0
@@ -68,36 +61,24 @@ class Tally:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        args: Arguments behind the command's name.
-
-    Returns:
-        Exit status: 0, or 1 if an image cannot be read, or 3 if there is a defect and ``--fail-on-defect`` is given.
+    """Run the command; see its epilog for the exit status.
 
     Raises:
         MixedTeacherError: If the user has to mend something.
     """
-    settings = _parser().parse_args(args)
-    images = islice(open_sources(settings.sources), settings.limit)
-    detector = EdgeDetector(
-        settings.model,
-        device=settings.device,
-        performance_hint=settings.hint.upper(),
-        cache=None if settings.no_cache else settings.cache,
-        precision=settings.precision,
-        threshold=settings.threshold,
-        bits=settings.bits,
-        max_pixels=settings.max_pixels,
-    )
-    overlays = OverlayFolder(settings.overlays, settings.sources) if settings.overlays else None
-    monitor = DriftMonitor.of(detector.record, state=settings.drift) if settings.drift else None
+    given = vars(_parser().parse_args(args))
+    sources, hint, no_cache = given.pop("sources"), given.pop("hint"), given.pop("no_cache")
+    output, form, overlays, drift = (given.pop(name) for name in ("output", "format", "overlays", "drift"))
+    limit, fail_on_defect = given.pop("limit"), given.pop("fail_on_defect")
+    images = islice(open_sources(sources), limit)
+    detector = EdgeDetector(**given | {"performance_hint": hint.upper()} | ({"cache": None} if no_cache else {}))
+    folder = OverlayFolder(overlays, sources) if overlays else None
+    monitor = DriftMonitor.of(detector.record, state=drift) if drift else None
     tally = Tally()
-    with _sigterm_as_interrupt(), _output(settings.output) as file:
-        _judge(detector, images, _checked(WRITERS[settings.format](file), file), overlays, monitor, tally)
+    with _sigterm_as_interrupt(), _opened(output) as file:
+        _judge(detector, images, _checked(WRITERS[form](file), file), folder, monitor, tally)
     print(tally.text(), file=sys.stderr)
-    if settings.fail_on_defect and tally.defects:
+    if fail_on_defect and tally.defects:
         return DEFECT_STATUS
     return 1 if tally.unreadable or tally.not_drawn else 0
 
@@ -229,7 +210,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _output(path: Path | None) -> Iterator[TextIO]:
+def _opened(path: Path | None) -> Iterator[TextIO]:
     """Open the results; each row is written when it is there, so that whatever ends the run leaves those before."""
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

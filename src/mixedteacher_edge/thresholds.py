@@ -53,18 +53,13 @@ class Thresholds:
 
     @classmethod
     def from_good(
-        cls,
-        image_scores: ArrayLike,
-        pixel_scores: ArrayLike | None,
-        alarm_rate: float,
-        min_area: int,
-        strict: bool = False,
+        cls, image: ArrayLike, pixel: ArrayLike | None, alarm_rate: float, min_area: int, strict: bool = False
     ) -> "Thresholds":
         """Find the thresholds for a budget of false alarms, by :func:`~.conformal.conformal_threshold`.
 
         Args:
-            image_scores: Raw scores of held-out good images.
-            pixel_scores: Their :func:`region_score`; ``None`` without anomaly maps.
+            image: Raw scores of held-out good images.
+            pixel: Their :func:`region_score`; ``None`` without anomaly maps.
             alarm_rate: Share of good images that may raise an alarm, above 0 and below 1.
             min_area: Pixels of the anomaly map from which a region counts.
             strict: Refuse where the images are too few for the budget, instead of taking the smallest that they can
@@ -73,23 +68,22 @@ class Thresholds:
         Raises:
             CalibrationError: If there are no scores, if one is not finite, or if they are too few and ``strict``.
         """
-        scores = check_scores(image_scores)
-        regions = np.empty(0) if pixel_scores is None else check_scores(pixel_scores)
-        if not strict and conformal_rank(scores.size, alarm_rate) > scores.size:
+        images, regions = (np.empty(0) if scores is None else check_scores(scores) for scores in (image, pixel))
+        n = images.size
+        enough = conformal_rank(n, alarm_rate) <= n
+        if not enough and not strict:
             logger.warning(
                 "%d good images are too few for an alarm rate of %g: the thresholds lie at their maximum, good for %s.",
-                scores.size,
+                n,
                 alarm_rate,
-                rounded_up(smallest_alarm_rate(scores.size), 3),
+                rounded_up(smallest_alarm_rate(n), 3),
             )
-            image, pixel = (next_above(values[-1]) if values.size else None for values in (scores, regions))
-        else:
-            image, pixel = (
-                conformal_threshold(values, alarm_rate) if values.size else None for values in (scores, regions)
-            )
-        assert image is not None  # check_scores refuses an empty array
-        kept = (tuple(values.astype(np.float32).tolist()) for values in (scores, regions))
-        return cls(image, pixel, alarm_rate, min_area, *kept)
+
+        def find(scores: NDArray[np.float64]) -> float:
+            return conformal_threshold(scores, alarm_rate) if enough or strict else next_above(float(scores[-1]))
+
+        kept = (tuple(scores.astype(np.float32).tolist()) for scores in (images, regions))
+        return cls(find(images), find(regions) if regions.size else None, alarm_rate, min_area, *kept)
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "Thresholds":

@@ -68,11 +68,15 @@ class DistillationMixin(LeanExport, _Base):
         """Apply the model's number of epochs, and lay the students out for the processor.
 
         Raises:
-            ConfigurationError: If the trainer's precision is a pure half or double one, or the transform crops.
+            ConfigurationError: If the trainer's precision is a pure half or double one, if it synchronises batch
+                normalisation, or if the transform crops.
             DataError: If a mask has not the shape of its image.
         """
         if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             msg = f"trainer.precision={self.trainer.precision} does not suit distances: use 32-true or bf16-mixed."
+            raise ConfigurationError(msg)
+        if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            msg = "trainer.sync_batchnorm would take the activations out of timm's batch normalisation: leave it out."
             raise ConfigurationError(msg)
         check_uncropped(getattr(self.pre_processor, "transform", None))
         data = "test_data" if stage == "test" else "val_data"
@@ -116,8 +120,9 @@ class DistillationMixin(LeanExport, _Base):
                 module.eval()
 
     def on_fit_end(self) -> None:
-        """Release the teachers' features."""
+        """Release the teachers' features, and lay the students out as restored ones are: they agree to the last bit."""
         self._cache = None
+        self.model.students.to(memory_format=torch.contiguous_format)
 
     def features(self, images: torch.Tensor, paths: Sequence[str] | None) -> tuple[Features, Features]:
         """Compute the features of teachers and students; in training, teachers see an image once.
@@ -219,12 +224,13 @@ class DistillationMixin(LeanExport, _Base):
         Raises:
             ConfigurationError: If the checkpoint is another model's, or its networks have other arguments.
         """
-        restore_post_processor(self, checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        record, saved = checkpoint.get("anomalib_mixedteacher", {}), checkpoint["hyper_parameters"]
+        record = checkpoint.get("anomalib_mixedteacher", {})
         if record.get("model") != self.name:
             msg = f"This checkpoint is not a {self.name}'s: give one that {self.name} trained."
             raise ConfigurationError(msg)
+        restore_post_processor(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"]
         names = [name for name in inspect.signature(type(self.model)).parameters if name in saved]
         if other := [f"{name}={saved[name]}" for name in names if _plain(saved[name]) != _plain(self.hparams[name])]:
             msg = f"This checkpoint was trained with {', '.join(other)}: build the model with the same arguments."
@@ -234,6 +240,39 @@ class DistillationMixin(LeanExport, _Base):
         check_bits(self.training_data)
         if (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
             datamodule.setup(self.trainer.state.fn)
+
+
+class StandardizedMapMixin(DistillationMixin):
+    """Recipe of a model whose ``anomaly_map_generator`` is a :class:`~.standardized_map.StandardizedMap`."""
+
+    _statistics_step = -1
+
+    def on_train_start(self) -> None:
+        """Prepare as every model does; the statistics of an earlier training do not count."""
+        super().on_train_start()
+        self._statistics_step = -1
+
+    def on_train_epoch_end(self) -> None:
+        """Gather statistics of good images where no validation has done so."""
+        if self._statistics_step != self.global_step:
+            self._update_good_statistics()
+
+    def on_validation_start(self) -> None:
+        """Gather statistics of good images first: the thresholds found in validation depend on them."""
+        if self.trainer.state.fn == "fit":
+            self._update_good_statistics()
+
+    @torch.no_grad()
+    def _update_good_statistics(self) -> None:
+        generator: Any = self.model.anomaly_map_generator
+        if not generator.needs_good_statistics:
+            return
+        modes = {module: module.training for module in self.model.students.modules()}
+        self.model.students.eval()
+        generator.set_good_statistics(self.good_features())
+        for module, mode in modes.items():
+            module.training = mode
+        self._statistics_step = self.global_step
 
 
 def _plain(value: Any) -> Any:

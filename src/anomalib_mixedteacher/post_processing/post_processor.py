@@ -12,7 +12,7 @@ from torch import distributed
 from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
-from mixedteacher_edge.conformal import check_alarm_rate, next_above, p_value, suspects
+from mixedteacher_edge.conformal import check_alarm_rate, next_above, suspects
 from mixedteacher_edge.thresholds import Arithmetic, Thresholds, check_min_area, region_score, rescale
 
 logger = logging.getLogger(__name__)
@@ -119,11 +119,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to train without good validation images.
-
-        Raises:
-            CalibrationError: If the datamodule has none.
-        """
+        """Refuse to train on a datamodule without good validation images, with a CalibrationError."""
         super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
         if stage == "fit" and isinstance(datamodule, AnomalibDataModule) and not _has_good(datamodule):
@@ -188,7 +184,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             strict: Refuse where there are too few scores for the budget, instead of warning.
 
         Returns:
-            Paths of images among them that do not look good; see :func:`~mixedteacher_edge.conformal.suspects`.
+            Paths of images that do not look good; see :func:`~mixedteacher_edge.conformal.suspects`.
 
         Raises:
             CalibrationError: If a score is not finite, or if they are too few and ``strict``.
@@ -215,20 +211,6 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
         for path in far:
             logger.warning("%s scores far above the other good images: look whether it has a defect.", path)
         return far
-
-    def p_value(self, scores: torch.Tensor) -> torch.Tensor:
-        """Give conformal p-values of raw image scores.
-
-        Args:
-            scores: Raw scores of any shape, as the model gives them before post-processing.
-
-        Returns:
-            The p-values, of the same shape; an alarm at a budget is a p-value at or below it.
-
-        Raises:
-            CalibrationError: If there was no calibration.
-        """
-        return torch.from_numpy(p_value(scores.detach().cpu(), self.image_scores.cpu())).to(scores.device)
 
     @property
     def thresholds(self) -> Thresholds | None:
@@ -266,18 +248,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
 
 
 def region_scores(maps: torch.Tensor, min_area: int) -> torch.Tensor:
-    """Give each map's :func:`~mixedteacher_edge.thresholds.region_score`.
-
-    Args:
-        maps: Anomaly maps ``(B, H, W)`` or ``(B, 1, H, W)``.
-        min_area: Area in pixels.
-
-    Returns:
-        Thresholds ``(B,)`` on the CPU.
-
-    Raises:
-        ConfigurationError: If a map is smaller than the area.
-    """
+    """Give :func:`~mixedteacher_edge.thresholds.region_score` ``(B,)`` of maps ``(B, H, W)`` or ``(B, 1, H, W)``."""
     arrays = maps.detach().float().cpu().numpy()
     return torch.tensor([region_score(single.reshape(single.shape[-2:]), min_area) for single in arrays])
 

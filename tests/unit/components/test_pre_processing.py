@@ -19,12 +19,6 @@ def test_resize_equals_torch(size):
     torch.testing.assert_close(AntialiasedResize((64, 64))(images), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_exported_transform_equals_the_training_transform():
-    pre_processor = default_pre_processor((48, 64))
-    images = torch.rand(2, 3, 150, 90)
-    torch.testing.assert_close(pre_processor(images), pre_processor.transform(images), rtol=1e-5, atol=1e-5)
-
-
 def test_restored_from_a_checkpoint_configuration():
     source = default_pre_processor((48, 64))
     restored = default_pre_processor((256, 256))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import resize
 
 from mixedteacher_edge import decoding
 from mixedteacher_edge.decoding import to_rgb
@@ -135,6 +137,16 @@ def test_more_pixels_than_the_limit(monkeypatch, tmp_path):
     monkeypatch.setenv("MIXEDTEACHER_MAX_PIXELS", "1999")
     with pytest.raises(DataError, match="environment variable MIXEDTEACHER_MAX_PIXELS"):
         to_rgb(path)
+
+
+@pytest.mark.parametrize("values", [RGB, (RGB / 255).astype(np.float32)], ids=["uint8", "float32"])
+@pytest.mark.parametrize("size", [(16, 12), (40, 50), (60, 9)])
+def test_shrinking_as_the_graph_does(monkeypatch, values, size):
+    """Against torchvision in float64."""
+    monkeypatch.setattr(decoding, "_STRIP", 7 * 50)
+    images = torch.from_numpy(values.astype(np.float64) / (255 if values.dtype == np.uint8 else 1)).permute(2, 0, 1)
+    expected = resize(images, list(size), antialias=True).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(decoding.shrink(values, size), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mixedteacher_edge import EdgeDetector
 from mixedteacher_edge.__main__ import main
+from mixedteacher_edge.decoding import shrink
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.graph import OLDEST_OPENVINO
 
@@ -145,7 +146,7 @@ def test_stream_keeps_the_order_and_reads_no_further(model, queue_size, hint):
     assert reader.read == 0
     taken = 0
     for number, item in enumerate(items):
-        assert reader.read <= number + 1 + (queue_size or detector._runner._process.best_queue_size)
+        assert reader.read <= number + 1 + (queue_size or detector._runner._compiled.best_queue_size)
         assert item.name == str(number)
         if number == 123:
             assert item.prediction is None
@@ -419,6 +420,16 @@ def test_bits_of_the_training_images(model, tmp_path):
     assert EdgeDetector(model, max_pixels=100).read(values).dtype == np.float32
 
 
+def test_large_images_are_resized_before_the_graph(model, rgb, monkeypatch):
+    """The record names the size that the graph resizes to; the tiny model's does not resize."""
+    monkeypatch.setattr("mixedteacher_edge.detector.LARGE", 48 * 40)
+    write_record(model, image_size=(12, 20))
+    assert EdgeDetector(model).predict(rgb).anomaly_map.shape == (48, 40)
+    large = np.repeat(rgb, 2, axis=1)
+    prediction = EdgeDetector(model).predict(large)
+    np.testing.assert_allclose(prediction.anomaly_map, expected_map(shrink(large, (12, 20))), atol=1e-6)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
 def test_a_forked_child_judges_for_itself(model, rgb):
     """As gunicorn's workers with --preload, and multiprocessing's on Linux."""
@@ -429,10 +440,11 @@ from mixedteacher_edge import EdgeDetector
 rgb = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
 detector = EdgeDetector({str(model)!r})
 before = detector.predict(rgb).score
-if (child := os.fork()) == 0:
-    assert [p.score for p in detector.predict_batch([rgb, rgb])] == [before, before]
-    os._exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+for used in (True, False):
+    if (child := os.fork()) == 0:
+        assert not used or [p.score for p in detector.predict_batch([rgb, rgb])] == [before, before]
+        raise SystemExit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert detector.predict(rgb).score == before
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -411,6 +412,20 @@ def test_overlay_is_as_large_as_the_image_and_the_same_in_strips(monkeypatch):
     assert np.array_equal((drawn == CONTOUR).all(axis=-1), rim)
     monkeypatch.setattr(overlay, "_STRIP", 640 * 41)
     assert (abs(draw(image, prediction(values, values > 0.7)).astype(int) - drawn) > 1).mean() < 1e-4
+
+
+def test_overlays_take_a_part_of_their_images_memory(tmp_path):
+    image = np.zeros((3000, 4000, 3), np.uint8)
+    values = np.random.default_rng(0).random((64, 64))
+    tracemalloc.start()
+    try:
+        overlay.OverlayFolder(tmp_path).write("large", image, prediction(values, values > 0.5))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.7 * image.nbytes
+    with Image.open(tmp_path / "large.png") as drawn:
+        assert drawn.size == (4000, 3000)
 
 
 def test_drift_is_told_and_its_window_kept(model, tmp_path, capsys):

@@ -54,6 +54,12 @@ def reference_gaussian(layer: np.ndarray, field: ReceptiveField, sigma: float) -
     return np.einsum("yxij,bij->byx", weights, layer) / weights.sum(axis=(2, 3))
 
 
+def reference_matrix(source: int, target: int) -> np.ndarray:
+    """Bilinear interpolation, pixel centres aligned at half-integers, borders repeated, (target, source)."""
+    positions = ((np.arange(target) + 0.5) * source / target - 0.5).clip(0, source - 1)
+    return (1 - abs(positions[:, None] - np.arange(source))).clip(min=0)
+
+
 @pytest.mark.parametrize("weight", [0, 0.3, 1])
 def test_loss_equals_reference(features, weight):
     expected = np.zeros(3)
@@ -63,33 +69,52 @@ def test_loss_equals_reference(features, weight):
 
 
 @pytest.mark.parametrize("weight", [0, 0.3, 1])
-def test_map_equals_reference(features, weight):
+def test_product_equals_reference(features, weight):
     teacher, student = features
     expected = np.ones((3, *SIZE))
     for t, s, field in zip(teacher, student, FIELDS, strict=True):
         distance = reference_distance(t.numpy(), s.numpy(), weight)
-        expected *= reference_gaussian(distance, field, 0.2 * field.size / 2)
-    result = AnomalyMapGenerator(FIELDS, weight, sigma_ratio=0.2)(teacher, student, SIZE)
+        expected *= reference_gaussian(distance, field, field.size / 24)
+    result = AnomalyMapGenerator(FIELDS, weight, "product")(teacher, student, SIZE)
     assert result.shape == (3, 1, *SIZE)
     np.testing.assert_allclose(result[:, 0].numpy(), expected, rtol=1e-10)
 
 
-def test_mixed_precision_does_not_round_the_map(features):
-    generator = AnomalyMapGenerator(FIELDS)
+def test_standardized_sum_equals_reference(features):
+    """At a quarter of the image, where the finest level lies; against statistics that are the same everywhere."""
+    teacher, student = features
+    mean, std = np.array([[0.8, 0.9, 1.1], [0.2, 0.3, 0.1]])[..., None, None]
+    generator = AnomalyMapGenerator(FIELDS, 0.3, sigma=0)
+    generator.good_mean, generator.good_std = torch.from_numpy(mean), torch.from_numpy(std)
+    expected = np.zeros((3, 16, 24))
+    for level, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        distance = reference_distance(t.numpy(), s.numpy(), 0.3)
+        rows, columns = (reference_matrix(*sides) for sides in zip(distance.shape[1:], (16, 24), strict=True))
+        variance = np.log(1 + (std[level] / mean[level]) ** 2)
+        logarithm = np.log(rows @ distance @ columns.T) - np.log(mean[level]) + variance / 2
+        expected += (logarithm / np.sqrt(variance)).clip(min=0) / 3
+    np.testing.assert_allclose(generator(teacher, student, SIZE)[:, 0].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("fusion", ["standardized_sum", "product"])
+def test_mixed_precision_does_not_round_the_map(features, fusion):
+    generator = AnomalyMapGenerator(FIELDS, fusion=fusion)
     single = [[f.float() for f in side] for side in features]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = generator(*single, SIZE)
-    torch.testing.assert_close(mixed, generator(*features, SIZE).float(), rtol=1e-5, atol=0)
+    assert torch.equal(mixed, generator(*single, SIZE))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 96), (75, 100), (33, 62)])
 def test_any_size_and_the_score_is_the_maximum(model, size):
-    torch.manual_seed(1)
-    result = model(torch.randn(2, 3, *size))
-    assert result.anomaly_map.shape == (2, 1, *size)
-    assert torch.equal(result.pred_score, result.anomaly_map.amax(dim=(-2, -1)))
-    assert 0 < result.anomaly_map.min() <= result.anomaly_map.max() < torch.inf
+    images = torch.randn(2, 3, *size)
+    features = model.teacher_features(images), model.student_features(images)
+    for model.anomaly_map_generator.fusion in ("standardized_sum", "product"):
+        result = model(images)
+        assert result.anomaly_map.shape == (2, 1, *size)
+        assert torch.equal(result.pred_score, model.anomaly_map_generator(*features, size).amax(dim=(-2, -1)))
+        assert 0 <= result.anomaly_map.min() < result.anomaly_map.max() < torch.inf
 
 
 @torch.no_grad()
@@ -102,6 +127,7 @@ def test_batch_gives_what_its_images_give_one_by_one(model, images):
 
 @torch.no_grad()
 def test_a_student_equal_to_its_teacher_finds_nothing(model, images):
+    model.anomaly_map_generator.good_mean *= 0.01
     assert model(images).pred_score.min() > 0
     model.students["resnet"].load_state_dict(model.teachers["resnet"].state_dict())
     assert model(images).pred_score.max() == 0
@@ -124,8 +150,8 @@ def test_wide_resnet():
     ("arguments", "message"),
     [
         ({"layers": [5]}, "resnet18 has no layer layer5"),
-        ({"sigma_ratio": 0}, "sigma_ratio must be positive, not 0"),
-        ({"sigma_ratio": float("nan")}, "sigma_ratio must be positive, not nan"),
+        ({"sigma": -1.0}, "sigma must be 0 .no smoothing. or positive, not -1.0"),
+        ({"fusion": "sum"}, "Unknown fusion 'sum': choose one of standardized_sum, product"),
     ],
 )
 def test_wrong_arguments(arguments, message):

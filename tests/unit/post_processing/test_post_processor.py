@@ -190,10 +190,10 @@ def test_state_with_any_number_of_scores_is_restored():
 def test_p_values_and_labels_agree():
     processor = calibrated(torch.rand(99), alarm_rate=0.05)
     raw = torch.cat([torch.rand(200) * 1.2, processor.image_scores])
-    labels = processor(InferenceBatch(pred_score=raw, anomaly_map=None)).pred_label
-    assert torch.equal(labels, processor.p_value(raw) <= 0.05 + 1e-12)
-    with pytest.raises(CalibrationError, match="no good images to calibrate on"):
-        NormalCalibratedPostProcessor().p_value(torch.ones(1))
+    result = processor(InferenceBatch(pred_score=raw, anomaly_map=None))
+    p_values = [processor.thresholds.p_value(score) for score in result.pred_score.tolist()]
+    assert result.pred_label.tolist() == [p_value <= 0.05 + 1e-12 for p_value in p_values]
+    assert NormalCalibratedPostProcessor().thresholds is None
 
 
 @pytest.mark.parametrize(

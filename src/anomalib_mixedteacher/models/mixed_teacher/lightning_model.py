@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_mixin import DistillationMixin
-from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import Fusion
+from anomalib_mixedteacher.components.distillation_mixin import StandardizedMapMixin
+from anomalib_mixedteacher.components.standardized_map import Fusion
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import Architecture, MixedTeacherModel
 
 
-class MixedTeacher(DistillationMixin, AnomalibModule):
+class MixedTeacher(StandardizedMapMixin, AnomalibModule):
     """MixedTeacher: two frozen teachers distilled on good images only (Thomine et al. 2023, arXiv 2306.09859).
 
     What is the paper's and what is ours: docs/method.md.
@@ -82,25 +81,3 @@ class MixedTeacher(DistillationMixin, AnomalibModule):
         if architecture == "paper":  # b0's unbounded activations are cut in INT8 where a bright defect drives them
             self.float_networks = ("efficientnet",)
         self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)
-        self._statistics_step = -1
-
-    def on_train_epoch_end(self) -> None:
-        """Gather statistics of good images where no validation has done so."""
-        if self._statistics_step != self.global_step:
-            self._update_good_statistics()
-
-    def on_validation_start(self) -> None:
-        """Gather statistics of good images first: the thresholds found in validation depend on them."""
-        if self.trainer.state.fn == "fit":
-            self._update_good_statistics()
-
-    @torch.no_grad()
-    def _update_good_statistics(self) -> None:
-        if not self.model.anomaly_map_generator.needs_good_statistics:
-            return
-        modes = {module: module.training for module in self.model.students.modules()}
-        self.model.students.eval()
-        self.model.anomaly_map_generator.set_good_statistics(self.good_features())
-        for module, mode in modes.items():
-            module.training = mode
-        self._statistics_step = self.global_step

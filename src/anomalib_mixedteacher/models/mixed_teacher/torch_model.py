@@ -11,10 +11,11 @@ from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.standardized_map import Fusion
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator, Fusion
+from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 
 Architecture = Literal["fast", "paper"]
 EFFICIENTNETS = {"fast": "tf_efficientnet_lite0", "paper": "efficientnet_b0"}

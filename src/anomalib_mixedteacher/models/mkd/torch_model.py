@@ -6,9 +6,8 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
+from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.mkd.gradient import activations, image_gradient
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss

@@ -1,47 +1,57 @@
-"""Anomaly map of MSFD: a map per level, brought to the image by the level's receptive field, and multiplied."""
+"""Anomaly map of MSFD: a map per level, brought to the image and combined."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.receptive_field import ReceptiveField
+from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size
 from anomalib_mixedteacher.components.upsampling import gaussian_upsample
-from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.msfd.loss import combined_distance
 
 
-class AnomalyMapGenerator(nn.Module):
+class AnomalyMapGenerator(StandardizedMap):
     r"""Turn feature distances into one anomaly map.
 
-    .. math::  m = \prod_l G_l(d^l)
+    With the :func:`combined_distance` :math:`d^l` of level :math:`l`, by ``fusion``:
 
-    with the :func:`combined_distance` :math:`d^l` of level :math:`l`, and :math:`G_l`, the up-sampling to the image by
-    a Gaussian over the level's receptive field. Distance and up-sampling are stated in the abstract (Yao et al. 2021);
-    the product and the Gaussian's width are ours. Nothing is smoothed after the up-sampling.
+    - ``"standardized_sum"`` (ours): see :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMap`;
+      smoothed, at a quarter of the image's height and width.
+    - ``"product"``: :math:`\prod_l G_l(d^l)`, where :math:`G_l` is the abstract's up-sampling to the image by a
+      Gaussian over the level's receptive field (Yao et al. 2021); the product is ours. It is not smoothed again.
 
     Args:
         fields: Receptive field of each level's positions.
         cosine_weight: See :func:`combined_distance`; the same as in the loss.
-        sigma_ratio: Standard deviation of the Gaussian, as a part of the receptive field's half-width. At a third the
-            kernel ends at three standard deviations, but defects are washed out, since what a position answers to is
-            mostly the middle of its field (the model's README).
+        fusion: How the levels' maps become one.
+        sigma: Standard deviation of the smoothing, in pixels of the image; 0 for none.
 
     Raises:
-        ConfigurationError: If ``sigma_ratio`` is not positive.
+        ConfigurationError: If the fusion is unknown or sigma negative.
+    """
+
+    width = 1 / 12
+    """Standard deviation of the Gaussian, as a part of the receptive field's half-width (ours).
+
+    At a third the kernel would end at three standard deviations, but defects are washed out, since what a position
+    answers to is mostly the middle of its field (the model's README).
     """
 
     def __init__(
-        self, fields: Sequence[ReceptiveField], cosine_weight: float = 0.5, sigma_ratio: float = 1 / 12
+        self,
+        fields: Sequence[ReceptiveField],
+        cosine_weight: float = 0.5,
+        fusion: Fusion = "standardized_sum",
+        sigma: float = 4.0,
     ) -> None:
-        super().__init__()
-        if not sigma_ratio > 0:
-            msg = f"sigma_ratio must be positive, not {sigma_ratio}."
-            raise ConfigurationError(msg)
+        super().__init__(len(fields), fusion, sigma)
         self.fields = tuple(fields)
         self.cosine_weight = cosine_weight
-        self.sigma_ratio = sigma_ratio
+
+    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """Compute the :func:`combined_distance`."""
+        return combined_distance(teacher, student, self.cosine_weight)
 
     def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the anomaly map.
@@ -52,10 +62,14 @@ class AnomalyMapGenerator(nn.Module):
             image_size: Height and width of the image.
 
         Returns:
-            Anomaly map of shape ``(B, 1, *image_size)``, non-negative, higher where more anomalous.
+            Anomaly map of shape ``(B, 1, H / 4, W / 4)``, sides rounded up, or ``(B, 1, H, W)`` of the product;
+            non-negative, higher where more anomalous.
         """
-        levels = []
-        for t, s, field in zip(teacher, student, self.fields, strict=True):
-            distance = combined_distance(t, s, self.cosine_weight).unsqueeze(1)
-            levels.append(gaussian_upsample(distance, image_size, field, self.sigma_ratio * field.size / 2))
+        if self.fusion == "standardized_sum":
+            maps = self.distance_maps(teacher, student, coarse_size(image_size))
+            return self.smooth(self.standardized_sum(maps))
+        levels = [
+            gaussian_upsample(self.distance(t, s).unsqueeze(1), image_size, field, self.width * field.size / 2)
+            for t, s, field in zip(teacher, student, self.fields, strict=True)
+        ]
         return torch.stack(levels).prod(dim=0)

@@ -8,12 +8,13 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_mixin import DistillationMixin
+from anomalib_mixedteacher.components.distillation_mixin import StandardizedMapMixin
+from anomalib_mixedteacher.components.standardized_map import Fusion
 from anomalib_mixedteacher.models.msfd.loss import MsfdLoss
 from anomalib_mixedteacher.models.msfd.torch_model import MsfdModel
 
 
-class Msfd(DistillationMixin, AnomalibModule):
+class Msfd(StandardizedMapMixin, AnomalibModule):
     """MSFD: multi-scale feature distillation with a combined distance (Yao et al., M2VIP 2021).
 
     Only the method's abstract is known here; what it leaves open is our choice, named below and in the model's README.
@@ -27,7 +28,9 @@ class Msfd(DistillationMixin, AnomalibModule):
             ``"wide_resnet50_2"`` and the like.
         layers: Stages that are distilled and compared; 1 is ``layer1`` (stride 4).
         cosine_weight: Weight of the cosine distance, 0 to 1; the squared Euclidean distance has the rest. Ours.
-        sigma_ratio: Standard deviation of the up-sampling's Gaussian over the receptive field's half-width. Ours.
+        fusion: How distances become one map: ``"standardized_sum"`` (ours) or ``"product"`` of the levels, up-sampled
+            by a Gaussian over their receptive fields as in the abstract.
+        sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
         image_size: Height and width in pixels to which the default pre-processor resizes.
         learning_rate: A tenth of the one-cycle schedule's peak.
         max_epochs: Epochs to train where the trainer is given no limit.
@@ -55,7 +58,8 @@ class Msfd(DistillationMixin, AnomalibModule):
         backbone: str = "resnet18",
         layers: Sequence[int] = (1, 2),
         cosine_weight: float = 0.5,
-        sigma_ratio: float = 1 / 12,
+        fusion: Fusion = "standardized_sum",
+        sigma: float = 4.0,
         image_size: tuple[int, int] = (256, 256),
         learning_rate: float = 4e-4,
         max_epochs: int = 50,
@@ -71,6 +75,6 @@ class Msfd(DistillationMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.model = MsfdModel(backbone, layers, cosine_weight, sigma_ratio)
+        self.model = MsfdModel(backbone, layers, cosine_weight, fusion, sigma)
         self.loss = MsfdLoss(cosine_weight)
         self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from anomalib.data import InferenceBatch
 
-from anomalib_mixedteacher.components.distillation_model import DistillationModel, Features
+from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.receptive_field import receptive_fields
+from anomalib_mixedteacher.components.standardized_map import Fusion
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
 
 NAME = "resnet"
@@ -21,7 +23,8 @@ class MsfdModel(DistillationModel):
         backbone: timm name of a plain ResNet, such as ``"resnet18"`` or ``"wide_resnet50_2"``.
         layers: Stages that are distilled and compared; 1 is ``layer1`` (stride 4).
         cosine_weight: See :func:`~anomalib_mixedteacher.models.msfd.loss.combined_distance`.
-        sigma_ratio: See :class:`AnomalyMapGenerator`.
+        fusion: See :class:`AnomalyMapGenerator`.
+        sigma: See :class:`AnomalyMapGenerator`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices or out of its range.
@@ -32,14 +35,17 @@ class MsfdModel(DistillationModel):
         backbone: str = "resnet18",
         layers: Sequence[int] = (1, 2),
         cosine_weight: float = 0.5,
-        sigma_ratio: float = 1 / 12,
+        fusion: Fusion = "standardized_sum",
+        sigma: float = 4.0,
     ) -> None:
         names = [f"layer{layer}" for layer in layers]
         student = FeatureExtractor(backbone, names)
         super().__init__({NAME: Teacher(backbone, names)}, {NAME: student})
-        self.anomaly_map_generator = AnomalyMapGenerator(receptive_fields(student), cosine_weight, sigma_ratio)
+        self.anomaly_map_generator = AnomalyMapGenerator(receptive_fields(student), cosine_weight, fusion, sigma)
+        self.min_side = max(MIN_SIDE, self.anomaly_map_generator.min_side)
 
     def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
-        """Compute predictions; the score is the maximum of the map."""
-        anomaly_map = self.anomaly_map_generator(teacher, student, (images.shape[-2], images.shape[-1]))
-        return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(-2, -1)))
+        """Compute predictions; the score is the maximum of the map before its upsampling to the image."""
+        image_size = (images.shape[-2], images.shape[-1])
+        coarse = self.anomaly_map_generator(teacher, student, image_size)
+        return InferenceBatch(anomaly_map=bilinear_resize(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))

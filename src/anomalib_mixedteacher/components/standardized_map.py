@@ -1,0 +1,134 @@
+"""Anomaly maps of distances that are compared with those of good images at the same position."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from anomalib_mixedteacher.components.distillation_model import Features
+from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
+from anomalib_mixedteacher.errors import ConfigurationError
+
+Fusion = Literal["standardized_sum", "product"]
+
+STRIDE = 4  # of the fused map: the finest feature map in use has a quarter or an eighth of the image's size
+_LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
+_LEAST_SPREAD = 0.01  # of the mean at a position, for a single good image or copies of one
+_LEAST_DISTANCE = 1e-6  # whose logarithm is finite; what features in float32 differ by in any case
+
+
+class StandardizedMap(nn.Module):
+    r"""Turn the distances of several layers into one map, at a quarter of the image's height and width.
+
+    .. math::  m_{ij} = \tfrac{1}{L} \sum_l \max(0, (\ln d^l_{ij} - \mu^l_{ij}) / \sigma^l_{ij})
+
+    with each layer's distance :math:`d^l`, resized bilinearly, and mean :math:`\mu` and standard deviation
+    :math:`\sigma` of :math:`\ln d` on good images at the same position, from the moments of :math:`d` as for a
+    log-normal distribution. What is hard to imitate on every good image, as the padded border is, does not count; a
+    layer that alone sees a defect is heard. That is the fusion ``"standardized_sum"`` (ours). A model defines
+    :meth:`distance`, and ``"product"``, its paper's fusion.
+
+    Args:
+        layers: Number of layers.
+        fusion: How the layers' maps become one.
+        sigma: Standard deviation of the map's Gaussian smoothing, in pixels of the image; 0 for none.
+
+    Raises:
+        ConfigurationError: If the fusion is unknown or sigma negative.
+    """
+
+    good_mean: torch.Tensor
+    good_std: torch.Tensor
+
+    def __init__(self, layers: int, fusion: Fusion, sigma: float) -> None:
+        super().__init__()
+        if fusion not in get_args(Fusion):
+            msg = f"Unknown fusion {fusion!r}: choose one of {', '.join(get_args(Fusion))}."
+            raise ConfigurationError(msg)
+        if sigma < 0:
+            msg = f"sigma must be 0 (no smoothing) or positive, not {sigma}."
+            raise ConfigurationError(msg)
+        self.fusion = fusion
+        self.smoothing = gaussian_smoothing(sigma / STRIDE)
+        self.min_side = STRIDE * smoothing_reach(sigma / STRIDE) + 1  # a reflected border is shorter than the map
+        # of each layer, at the positions of the finest feature map; the same everywhere until they are known
+        self.register_buffer("good_mean", torch.ones(layers, 1, 1))
+        self.register_buffer("good_std", torch.ones(layers, 1, 1))
+
+    @property
+    def needs_good_statistics(self) -> bool:
+        """Whether the fusion compares distances with those of good images."""
+        return self.fusion == "standardized_sum"
+
+    @abstractmethod
+    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """Compute the distance of features of shape ``(B, C, H, W)`` at each position, ``(B, H, W)``, non-negative."""
+
+    def distance_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> torch.Tensor:
+        """Compute each layer's distance at its own size, then resize the distances.
+
+        Args:
+            teacher: The teachers' features.
+            student: The students' features.
+            size: Height and width of the maps to return.
+
+        Returns:
+            Maps of shape ``(B, L, *size)``, non-negative.
+        """
+        pairs = zip(teacher, student, strict=True)
+        return torch.cat([bilinear_resize(self.distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
+
+    def set_good_statistics(self, features: Iterable[tuple[Features, Features]]) -> None:
+        """Set mean and standard deviation of each layer's distance on good images, position by position.
+
+        Args:
+            features: The teachers' and the students' features of one batch of good images after another. Maps of
+                images of other sizes are resized to those of the first.
+        """
+        size: tuple[int, int] | None = None
+        parts = []
+        for teacher, student in features:
+            size = size or max((maps.shape[-2], maps.shape[-1]) for maps in teacher)
+            parts.append(self.distance_maps(teacher, student, size))
+        std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
+        mean = mean.clamp(min=_LEAST_DISTANCE)
+        spread = std / mean
+        least = (_LEAST_SHARE * spread.mean(dim=(1, 2), keepdim=True)).clamp(min=_LEAST_SPREAD)
+        self.good_mean = mean
+        self.good_std = mean * torch.maximum(spread, least)
+
+    def standardized_sum(self, maps: torch.Tensor) -> torch.Tensor:
+        """Fuse distances of shape ``(B, L, H, W)`` into a map of shape ``(B, 1, H, W)``, not smoothed, non-negative."""
+        # resized before the logarithm, as the distances are: after it, steep borders would not cancel
+        size = (maps.shape[-2], maps.shape[-1])
+        mean, std = (bilinear_resize(good[None], size)[0] for good in (self.good_mean, self.good_std))
+        variance = (std / mean.clamp(min=_LEAST_DISTANCE)).square().log1p()
+        log_mean = _log(mean) - variance / 2  # of a log-normal distribution, as is the variance
+        return ((_log(maps) - log_mean) / variance.sqrt()).clamp(min=0).mean(dim=1, keepdim=True)
+
+    def smooth(self, maps: torch.Tensor) -> torch.Tensor:
+        """Smooth maps of shape ``(B, 1, H, W)``."""
+        if torch.compiler.is_compiling():
+            return self.smoothing(maps)
+        # a mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity
+        with torch.autocast(maps.device.type, enabled=False):
+            return self.smoothing(maps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("good_mean", "good_std"):  # as large as the maps of good images were
+            if (saved := state_dict.get(f"{prefix}{name}")) is not None:
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def coarse_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Compute height and width of the fused map from the image's."""
+    height, width = image_size
+    return (height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE
+
+
+def _log(distances: torch.Tensor) -> torch.Tensor:
+    return distances.clamp(min=_LEAST_DISTANCE).log()
