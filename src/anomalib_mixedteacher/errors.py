@@ -59,6 +59,11 @@ def sentence(error: Exception) -> str | None:
             "There are too few images to set some aside for test and validation: add images, or set none aside "
             "(test_split_mode and val_split_mode none)."
         )
+    if isinstance(error, AttributeError) and "has no attribute 'val_data'" in str(error):
+        return (
+            "There are no validation images: set some of the training images aside (--data.val_split_mode from_train "
+            "--data.val_split_ratio 0.2), or train without thresholds (--trainer.limit_val_batches 0)."
+        )
     return _known(str(error)) if isinstance(error, ValueError | RuntimeError | OSError) else None
 
 

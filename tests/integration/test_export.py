@@ -333,3 +333,9 @@ def test_a_kill_at_any_moment_leaves_a_model_that_belongs_together_or_none(expor
         assert not list(tmp_path.glob(".export-*"))
         for name, content in old.items():
             (tmp_path / name).write_bytes(content)
+
+
+def test_a_graph_of_any_size_needs_something_that_fixes_the_size(build_model):
+    model = build_model(pre_processor=PreProcessor(Normalize([0.5] * 3, [0.25] * 3)))
+    with pytest.raises(ConfigurationError, match="pads by the image's size: give input_size, or a pre-processor"):
+        model.to_onnx("nowhere")

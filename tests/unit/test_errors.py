@@ -33,3 +33,14 @@ def test_too_few_images_for_anomalibs_splits(tmp_path):
         Folder("tiny", root=tmp_path, normal_dir="good").setup()
     assert "too few images to set some aside for test and validation: add images, or set none" in sentence(info.value)
     assert sentence(ValueError("not enough values to unpack (expected 2, got 0)")) is None
+
+
+def test_no_validation_images(tmp_path):
+    (tmp_path / "good").mkdir()
+    for index in range(3):
+        Image.new("RGB", (64, 64)).save(tmp_path / "good" / f"{index}.png")
+    data = Folder("tiny", root=tmp_path, normal_dir="good", test_split_mode="none", val_split_mode="none")
+    data.setup()
+    with pytest.raises(AttributeError) as info:
+        data.val_dataloader()
+    assert "There are no validation images: set some of the training images aside (--data.val_" in sentence(info.value)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
+from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models import AnomalibModule
+from timm.layers import Conv2dSame
 from torchmetrics import Metric
+from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
@@ -56,12 +59,21 @@ class LeanExport(_Base):
 
         Raises:
             TeacherNotLoadedError: If the model was not trained.
+            ConfigurationError: If a backbone pads by the image's size, and nothing fixes that.
         """
+        if input_size is None and not self._resizes() and any(isinstance(m, Conv2dSame) for m in self.model.modules()):
+            msg = "The EfficientNet pads by the image's size: give input_size, or a pre-processor that resizes."
+            raise ConfigurationError(msg)
         kwargs.setdefault("opset_version", ONNX_OPSET)
         if input_size is None and self.input_size is None and not {"dynamic_axes", "dynamic_shapes"} & kwargs.keys():
             height, width = (32 * torch.export.Dim(name, min=2) for name in ("height_by_32", "width_by_32"))
             kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
         return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def _resizes(self) -> bool:
+        """Tell whether the pre-processor resizes to a fixed height and width."""
+        resizes = extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Resize)
+        return any(len(resize.size) == 2 for resize in resizes)
 
     def to_openvino(
         self,
