@@ -63,8 +63,9 @@ class FeatureExtractor(nn.Module):
             msg = f"Unknown backbone {backbone!r}: choose one that timm.list_models() lists."
             raise ConfigurationError(msg) from error
         names = [name for name, _ in _chain(net)]
-        if missing := [name for name in layers if name not in names]:
-            msg = f"{backbone} has no layer {', '.join(missing)}: choose of {', '.join(names)}."
+        missing = [name for name in layers if name not in names]
+        if missing or not layers:
+            msg = f"{backbone} has no layer {', '.join(missing) or '(none given)'}: choose of {', '.join(names)}."
             raise ConfigurationError(msg)
         self.layers = tuple(sorted(layers, key=names.index))
         kept = names[: names.index(self.layers[-1]) + 1]

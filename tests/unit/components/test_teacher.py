@@ -175,3 +175,5 @@ def test_unknown_backbone_and_layer():
         FeatureExtractor("resnet19", ("layer1",))
     with pytest.raises(ConfigurationError, match=r"resnet18 has no layer layer9: choose of conv1, .*, layer4"):
         FeatureExtractor("resnet18", ("layer1", "layer9"))
+    with pytest.raises(ConfigurationError, match=r"resnet18 has no layer \(none given\): choose of conv1"):
+        FeatureExtractor("resnet18", ())
