@@ -40,6 +40,7 @@ def page(browser, report):
     for log in ("browser", "performance"):
         browser.get_log(log)
     browser.get(report.as_uri())
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")  # laid out
     return browser
 
 
