@@ -59,6 +59,9 @@ def main(command: str, args: Sequence[str]) -> int:
         return 0
     args = ["--help" if arg == "--help-all" else arg for arg in args]
     thresholds, args = _own_thresholds(args) if command == "export" else ({}, args)
+    if _value_of("--compression_type", args) and _value_of("--export_type", args) in {"onnx", "torch"}:
+        msg = "--compression_type is for --export_type openvino, which alone is compressed: give it, or leave it out."
+        raise ConfigurationError(msg)
     plugin.register()
     plugin.register_datamodules()
     _configure_logging()

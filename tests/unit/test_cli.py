@@ -218,3 +218,10 @@ def test_a_wrong_argument_of_the_model_is_a_usage_error(capsys, option, told):
         main(["train", option, "--data", "SyntheticTextures"])
     assert info.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_only_openvino_is_compressed(tmp_path, capsys, kind):
+    assert main(["export", f"--export_type={kind}", "--compression_type=INT8_PTQ", f"--export_root={tmp_path}"]) == 1
+    assert "--compression_type is for --export_type openvino, which alone is compressed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.nn import functional as F
 
+from anomalib_mixedteacher import MixedTeacher
 from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
@@ -293,3 +294,16 @@ def test_the_smoothing_has_to_fit():
         with pytest.raises(ConfigurationError, match="which needs 33 or more a side"):
             wide.train(training)(torch.rand(1, 3, *size))
     assert wide.eval()(torch.rand(1, 3, 33, 64)).anomaly_map.shape == (1, 1, 33, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ({}, ()),
+        ({"architecture": "paper"}, ("efficientnet",)),
+        ({"efficientnet": "efficientnet_b0"}, ("efficientnet",)),
+        ({"architecture": "paper", "efficientnet": "tf_efficientnet_lite0"}, ()),
+    ],
+)
+def test_int8_spares_the_efficientnet_whose_activations_have_no_bound(arguments, kept):
+    assert MixedTeacher(**arguments).float_networks == kept

@@ -78,6 +78,6 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         )
         self.model = MixedTeacherModel(architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma)
         self.loss = MixedTeacherLoss()
-        if architecture == "paper":  # b0's unbounded activations are cut in INT8 where a bright defect drives them
-            self.float_networks = ("efficientnet",)
+        if "lite" not in self.model.teachers["efficientnet"].backbone:
+            self.float_networks = ("efficientnet",)  # INT8 cuts unbounded activations where a bright defect drives them
         self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)
