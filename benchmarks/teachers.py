@@ -59,8 +59,10 @@ def load_data(name: str, folder: Path) -> AnomalibDataModule:
     )
 
 
-def measure(name: str, seed: int, weights: str, options: argparse.Namespace) -> dict[str, float]:
-    """Train once, and judge the raw scores and maps of the test set."""
+def measure(
+    name: str, seed: int, weights: str, options: argparse.Namespace, checkpoint: Path | None
+) -> dict[str, float]:
+    """Train once, keep the checkpoint, and judge the raw scores and maps of the test set."""
     lightning.seed_everything(seed, workers=True, verbose=False)
     datamodule = load_data(name, options.data)
     model = MixedTeacher(
@@ -82,6 +84,8 @@ def measure(name: str, seed: int, weights: str, options: argparse.Namespace) -> 
         )
         engine.fit(model=model, datamodule=datamodule)
     seconds = time.perf_counter() - start
+    if checkpoint:
+        engine.trainer.save_checkpoint(checkpoint)
     predictions = predict(model, datamodule)
     figures = summarize(predictions)
     figures["PRO"] = region_overlap(predictions)[0]
@@ -131,6 +135,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=[*SETS, "paper"], default=list(SETS), help="paper: all six")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--sources", nargs="+", default=["random", "packaged", "../shared/weights/imagenet"])
+    parser.add_argument("--checkpoints", type=Path, help="folder that keeps what was trained")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--architecture", choices=("fast", "paper"), default="fast")
     parser.add_argument("--efficientnet", help="timm name of the second teacher (default: the architecture's)")
@@ -146,9 +151,11 @@ def main() -> None:
     for seed, name, source in product(options.seeds, sets, options.sources):
         if (name, seed, source) in done:
             continue
+        label = f"{name}-{seed}-{Path(source).name}-{options.architecture}.ckpt"
+        checkpoint = options.checkpoints / label if options.checkpoints else None
         try:
             with TemporaryDirectory() as folder:
-                figures = measure(name, seed, complete(source, Path(folder)), options)
+                figures = measure(name, seed, complete(source, Path(folder)), options, checkpoint)
         except MixedTeacherError as error:
             sys.exit(f"{name}, {source}: {error}")
         row = {"set": name, "seed": seed, "source": source, **settings, **figures}

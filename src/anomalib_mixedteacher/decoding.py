@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, MIN_SIDE, ORIENTATION, check_size, setting, to_rgb
+from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, MIN_SIDE, ORIENTATION, any_size, check_size, setting, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ __all__ = [
     "check_image",
     "check_mask",
     "check_size",
+    "image_size",
     "read_image",
     "setting",
     "to_rgb",
@@ -71,15 +72,17 @@ def check_mask(image: str | Path, mask: str | Path) -> None:
     Raises:
         DataError: If it has another one.
     """
-    shapes = []
-    for path in (image, mask):
-        with Image.open(path) as file:
-            turned = file.format != "TIFF" and file.getexif().get(ORIENTATION, 1) >= 5  # Pillow turns TIFF files itself
-            shapes.append(file.size[::-1] if turned else file.size)
-    (width, height), drawn = shapes
+    (width, height), drawn = image_size(image), image_size(mask)
     if drawn != (width, height):
         msg = f"The mask {mask} is {drawn[0]} x {drawn[1]} pixels, its image {width} x {height}: draw it on the image."
         raise DataError(msg)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read the width and height of an image file, upright."""
+    with any_size(), Image.open(path) as file:
+        turned = file.format != "TIFF" and file.getexif().get(ORIENTATION, 1) >= 5  # Pillow turns TIFF files itself
+        return file.size[::-1] if turned else file.size
 
 
 def check_bits(training_data: dict[str, Any] | None) -> None:

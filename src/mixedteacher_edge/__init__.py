@@ -11,12 +11,24 @@ __version__ = "0.5.0"
 if TYPE_CHECKING:
     from .detector import EdgeDetector, Prediction, StreamItem
     from .drift import DriftMonitor, DriftReport
+    from .line_scan import LineBlock, LineScan
     from .record import ModelRecord
     from .thresholds import Thresholds
 
-__all__ = ["DriftMonitor", "DriftReport", "EdgeDetector", "ModelRecord", "Prediction", "StreamItem", "Thresholds"]
+__all__ = [
+    "DriftMonitor",
+    "DriftReport",
+    "EdgeDetector",
+    "LineBlock",
+    "LineScan",
+    "ModelRecord",
+    "Prediction",
+    "StreamItem",
+    "Thresholds",
+]
 
 _MODULES = {"DriftMonitor": "drift", "DriftReport": "drift", "ModelRecord": "record", "Thresholds": "thresholds"}
+_MODULES |= {"LineBlock": "line_scan", "LineScan": "line_scan"}
 
 
 def __getattr__(name: str) -> Any:

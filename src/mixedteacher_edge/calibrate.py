@@ -15,11 +15,13 @@ import openvino
 from mixedteacher_edge import graph as graphs
 from mixedteacher_edge.conformal import check_alarm_rate, suspects
 from mixedteacher_edge.decoding import to_rgb
-from mixedteacher_edge.detector import THRESHOLD, ImageRunner
+from mixedteacher_edge.detector import THRESHOLD
 from mixedteacher_edge.errors import CalibrationError, ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record, record_path
 from mixedteacher_edge.sources import images_below
-from mixedteacher_edge.thresholds import Thresholds, check_min_area, region_score
+from mixedteacher_edge.thresholds import Thresholds, Unit, check_min_area, check_per, part_scores
+from mixedteacher_edge.tiled import make_runner
+from mixedteacher_edge.tiling import STRIDE
 
 Calibrated: TypeAlias = tuple[Thresholds, list[str]]
 """The thresholds, and the images among the good ones that do not look good."""
@@ -27,7 +29,9 @@ Calibrated: TypeAlias = tuple[Thresholds, list[str]]
 _NEEDED = {"scipy", "skimage"}
 
 
-def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, min_area: int = 16) -> Calibrated:
+def calibrate_export(
+    model: Path, good: Path, output: Path, alarm_rate: float, min_area: int = 16, per: Unit = "image"
+) -> Calibrated:
     """Calibrate an exported OpenVINO model on a folder of good images, by its own scores, and write it anew.
 
     Args:
@@ -35,10 +39,11 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
         good: Folder of good images that the model was not trained on.
         output: The ``.xml`` file to write, with its record.
         alarm_rate: Share of good images that may raise an alarm.
-        min_area: Pixels of the anomaly map from which a region counts.
+        min_area: Pixels of the image, at the size at which the model works, from which a region counts.
+        per: What the budget counts: images, or parts of images that are cut into tiles.
 
     Returns:
-        The thresholds, and the images that do not look good.
+        The thresholds, and the images, or parts, that do not look good.
 
     Raises:
         CalibrationError: If the images are too few for the budget, or the output cannot be written.
@@ -54,18 +59,22 @@ def calibrate_export(model: Path, good: Path, output: Path, alarm_rate: float, m
     # in float32, or OpenVINO would take bfloat16 where the processor has it
     exactly = {"INFERENCE_PRECISION_HINT": "f32"}
     read = partial(to_rgb, bits=record.bits)
-    runner = ImageRunner(openvino.Core(), single, "CPU", exactly, image_size=record.image_size, read=read)
-    paths = good_images(good)
-    scores, regions = [], []
-    for _, outputs in runner.run((str(path), path) for path in paths):
+    runner = make_runner(openvino.Core(), single, record, device="CPU", properties=exactly, read=read)
+    scale = STRIDE if record.tile_size else 1
+    names: list[str] = []
+    found: list[tuple[float, float]] = []
+    for name, outputs in runner.run((str(path), path) for path in good_images(good)):
         if isinstance(outputs, DataError):
             raise outputs
-        scores.append(outputs["pred_score"].item())
         anomaly_map = outputs["anomaly_map"]
-        regions.append(region_score(anomaly_map.reshape(anomaly_map.shape[-2:]), min_area))
-    thresholds = Thresholds.from_good(scores, regions, alarm_rate, min_area, strict=True)
+        anomaly_map = anomaly_map.reshape(anomaly_map.shape[-2:])
+        parts = part_scores(outputs["pred_score"].item(), anomaly_map, min_area, per, record.tile_size, scale)
+        names += [name if len(parts) == 1 else f"{name}#{number}" for number in range(len(parts))]
+        found += parts
+    scores, regions = zip(*found, strict=True)
+    thresholds = Thresholds.from_good(scores, regions, alarm_rate, min_area, strict=True, per=per)
     _write(network, replace(record, thresholds=thresholds), output)
-    return thresholds, [str(paths[position]) for position in suspects(scores)]
+    return thresholds, [names[position] for position in suspects(scores)]
 
 
 def set_thresholds(model: Path, output: Path, image: float | None = None, pixel: float | None = None) -> Thresholds:
@@ -161,7 +170,8 @@ def main(arguments: Sequence[str], calibrate_checkpoint: Callable[..., Calibrate
         msg = f"{given.model} is no exported model (.xml): install anomalib-mixedteacher to calibrate checkpoints."
         raise ConfigurationError(msg)
     try:
-        thresholds, named = calibrate(given.model, given.good, output, given.alarm_rate, given.min_area)
+        per = check_per(given.per)
+        thresholds, named = calibrate(given.model, given.good, output, given.alarm_rate, given.min_area, per)
         print(thresholds.text())
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
@@ -182,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="exported model (.xml), or checkpoint (.ckpt) that training wrote")
     parser.add_argument("--good", type=Path, required=True, help="folder of good images that were not trained on")
     parser.add_argument("--alarm-rate", type=float, default=0.05, help="share of good images that may raise an alarm")
-    parser.add_argument("--min-area", type=int, default=16, help="pixels of the map from which a region counts")
+    parser.add_argument("--min-area", type=int, default=16, help="pixels from which a region counts")
+    parser.add_argument("--per", default="image", help="what the budget counts: image, tile, or a number of lines")
     parser.add_argument("--output", type=Path, help="default: the model's name with -calibrated")
     return parser

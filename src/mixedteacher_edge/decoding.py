@@ -62,6 +62,17 @@ def to_rgb(
         ConfigurationError: If an environment variable is no number.
     """
     name = image_name(image) if name is None else name
+    values = to_values(image, name, max_pixels, min_side)
+    scaled: NDArray[Any] = _scaled(values, name, setting(BITS, bits))
+    return np.repeat(scaled, 3, axis=-1) if values.shape[-1] == 1 else np.ascontiguousarray(scaled[..., :3])
+
+
+def to_values(image: ImageSource, name: str, max_pixels: int | None = None, min_side: int = MIN_SIDE) -> NDArray[Any]:
+    """Turn an image into an array as :func:`to_rgb` does, but leave its values, and grey images, as they are.
+
+    Returns:
+        Array of shape ``(H, W, C)`` with 1, 3 or 4 channels.
+    """
     values = image if isinstance(image, np.ndarray) else _decode(image, name, setting(MAX_PIXELS, max_pixels))
     channels_last = values[..., None] if values.ndim == 2 else values
     if channels_last.ndim != 3 or channels_last.shape[-1] not in {1, 3, 4}:
@@ -70,10 +81,9 @@ def to_rgb(
             "are any."
         )
         raise DataError(msg)
-    height, width, channels = channels_last.shape
+    height, width, _ = channels_last.shape
     check_size(name, height, width, min_side)
-    scaled: NDArray[Any] = _scaled(channels_last, name, setting(BITS, bits))
-    return np.repeat(scaled, 3, axis=-1) if channels == 1 else np.ascontiguousarray(scaled[..., :3])
+    return channels_last
 
 
 def shrink(rgb: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -129,7 +139,7 @@ def pages(path: Path) -> int:
     if path.suffix.lower() not in {".tif", ".tiff"}:
         return 1
     try:
-        with _any_size(), Image.open(path) as file:
+        with any_size(), Image.open(path) as file:
             return int(getattr(file, "n_frames", 1))
     except DECODE_ERRORS:
         return 1
@@ -137,7 +147,7 @@ def pages(path: Path) -> int:
 
 def read_page(path: Path, number: int) -> Image.Image:
     """Read a page of a TIFF file, counted from 1."""
-    with _any_size():
+    with any_size():
         file = Image.open(path)
         file.seek(number - 1)
     return file
@@ -150,7 +160,7 @@ def _decode(image: Any, name: str, max_pixels: int) -> NDArray[Any]:
         if not isinstance(image, (str, Path, bytes)):
             msg = f"An image cannot be a {type(image).__name__}: give a path, bytes, a Pillow image or a numpy array."
             raise DataError(msg)
-        with _any_size():
+        with any_size():
             file = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
         with file:
             if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
@@ -169,7 +179,7 @@ def _decode(image: Any, name: str, max_pixels: int) -> NDArray[Any]:
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
+def any_size() -> Iterator[None]:
     """Lift Pillow's limit, which is one for the whole process and takes a line scan for an attack."""
     with _PILLOW:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -185,9 +195,9 @@ def _tell_of_pages(name: str) -> None:
 
 
 def _values(image: Image.Image, name: str, max_pixels: int) -> NDArray[Any]:
-    """Take an image's values, upright: ``(H, W, 3)`` uint8, or ``(H, W)`` of a grey image of more than 8 bits.
+    """Take an image's values, upright: ``(H, W, 3)`` uint8, or ``(H, W)`` of a grey image.
 
-    Those Pillow's ``convert("RGB")`` would clip at 255.
+    Those of more than 8 bits Pillow's ``convert("RGB")`` would clip at 255.
     """
     width, height = image.size
     if width * height > max_pixels:
@@ -197,11 +207,11 @@ def _values(image: Image.Image, name: str, max_pixels: int) -> NDArray[Any]:
         )
         raise DataError(msg)
     if width * height > (Image.MAX_IMAGE_PIXELS or max_pixels):
-        with _any_size():  # TIFF files are checked once more when they are loaded
+        with any_size():  # TIFF files are checked once more when they are loaded
             image.load()
     else:
         image.load()
-    values = _deep_values(image, name)
+    values = _grey_values(image, name)
     if values is None:
         width, height = image.size  # TIFF files may have been turned
         values = np.empty((height, width, 3), np.uint8)
@@ -215,11 +225,11 @@ def _values(image: Image.Image, name: str, max_pixels: int) -> NDArray[Any]:
     return values[:: -1 if turned in {3, 4, 7, 8} else 1, :: -1 if turned in {2, 3, 6, 7} else 1]
 
 
-def _deep_values(image: Image.Image, name: str) -> NDArray[Any] | None:
+def _grey_values(image: Image.Image, name: str) -> NDArray[Any] | None:
     # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
         return np.asarray(image).astype(np.uint16)
-    if image.mode == "F":
+    if image.mode in {"F", "L"}:
         return np.asarray(image)
     if image.mode != "I":
         return None

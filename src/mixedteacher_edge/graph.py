@@ -162,6 +162,16 @@ def raw(model: openvino.Model) -> openvino.Model:
     Raises:
         ExportedModelError: If the graph was exported otherwise.
     """
+    nodes = _raw_nodes(model)
+    outputs = []
+    for friendly, name in ((RAW_SCORE, "pred_score"), (RAW_MAP, "anomaly_map")):
+        output = nodes[friendly].output(0)
+        output.set_names({name})
+        outputs.append(opset13.result(output))
+    return openvino.Model(outputs, model.get_parameters(), "raw")
+
+
+def _raw_nodes(model: openvino.Model) -> dict[str, openvino.Node]:
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
     if RAW_SCORE not in nodes or RAW_MAP not in nodes:
         msg = (
@@ -169,12 +179,30 @@ def raw(model: openvino.Model) -> openvino.Model:
             "checkpoint again with this version."
         )
         raise ExportedModelError(msg)
-    outputs = []
-    for friendly, name in ((RAW_SCORE, "pred_score"), (RAW_MAP, "anomaly_map")):
-        output = nodes[friendly].output(0)
-        output.set_names({name})
-        outputs.append(opset13.result(output))
-    return openvino.Model(outputs, model.get_parameters(), "raw")
+    return nodes
+
+
+def verdict(model: openvino.Model) -> openvino.Model:
+    """Take what lies behind the raw values of a graph that this package exported.
+
+    Args:
+        model: The graph; it is left as it is.
+
+    Returns:
+        Graph from raw ``pred_score`` ``(1, 1)`` and ``anomaly_map`` ``(1, 1, H, W)`` of any size to its outputs.
+
+    Raises:
+        ExportedModelError: If the graph was exported otherwise.
+    """
+    model = model.clone()
+    nodes = _raw_nodes(model)
+    parameters = []
+    for friendly, shape in ((RAW_SCORE, [1, 1]), (RAW_MAP, [1, 1, -1, -1])):
+        parameter = opset13.parameter(openvino.PartialShape(shape), np.float32)
+        for target in nodes[friendly].output(0).get_target_inputs():
+            target.replace_source_output(parameter.output(0))
+        parameters.append(parameter)
+    return openvino.Model(model.get_results(), parameters, "verdict")
 
 
 def with_thresholds(model: openvino.Model, thresholds: Thresholds) -> openvino.Model:

@@ -22,6 +22,7 @@ class ModelRecord:
         version: Version of this package that exported it.
         precision: ``FP32``, ``FP16``, ``INT8`` (weights only), ``INT8_PTQ`` or ``INT8_ACQ``.
         image_size: Height and width to which the graph resizes images; ``None`` if it does not.
+        tile_size: Side of the tiles into which images are cut; ``None`` if they are not.
         teacher_weights: Where the teachers' weights came from.
         fingerprints: SHA-256 of each teacher's weights, by backbone.
         training_data: ``images``, ``sha256`` and ``bits`` of the training images; ``None`` if unknown.
@@ -35,6 +36,7 @@ class ModelRecord:
     version: str
     precision: str
     image_size: tuple[int, int] | None = None
+    tile_size: int | None = None
     teacher_weights: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_data: dict[str, Any] | None = None

@@ -21,10 +21,13 @@ from mixedteacher_edge.conformal import (
     smallest_alarm_rate,
 )
 from mixedteacher_edge.errors import ConfigurationError
+from mixedteacher_edge.tiling import STRIDE
 
 logger = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["image", "pixel"]
+Unit: TypeAlias = Literal["image", "tile"] | int
+"""What a budget counts: images, tiles of the model's size, or so many lines of an image."""
 
 SMALLEST_UNIT = 1e-6
 _MARGIN = 2.0**-24  # float16 has it as well, in which files of half the size keep constants
@@ -40,8 +43,9 @@ class Thresholds:
         pixel: Raw value of the anomaly map from which on a pixel is marked; ``None`` takes ``image``.
         alarm_rate: Budget for false alarms, above 0 and below 1; ``None`` unless found from good images alone.
         min_area: Pixels of the anomaly map from which a region counts; ``None`` unless found from good images alone.
-        image_scores: Raw scores of the good images, in ascending order; empty if there were none.
+        image_scores: Raw scores of the good images, or of their parts, in ascending order; empty if there were none.
         pixel_scores: Their :func:`region_score`, likewise.
+        per: What the budget counts; see :data:`Unit`.
     """
 
     image: float
@@ -50,20 +54,28 @@ class Thresholds:
     min_area: int | None = None
     image_scores: tuple[float, ...] = ()
     pixel_scores: tuple[float, ...] = ()
+    per: Unit = "image"
 
     @classmethod
     def from_good(
-        cls, image: ArrayLike, pixel: ArrayLike | None, alarm_rate: float, min_area: int, strict: bool = False
+        cls,
+        image: ArrayLike,
+        pixel: ArrayLike | None,
+        alarm_rate: float,
+        min_area: int,
+        strict: bool = False,
+        per: Unit = "image",
     ) -> "Thresholds":
         """Find the thresholds for a budget of false alarms, by :func:`~.conformal.conformal_threshold`.
 
         Args:
-            image: Raw scores of held-out good images.
+            image: Raw scores of held-out good images, or of their :func:`parts`.
             pixel: Their :func:`region_score`; ``None`` without anomaly maps.
             alarm_rate: Share of good images that may raise an alarm, above 0 and below 1.
             min_area: Pixels of the anomaly map from which a region counts.
             strict: Refuse where the images are too few for the budget, instead of taking the smallest that they can
                 promise and warning.
+            per: What the budget counts.
 
         Raises:
             CalibrationError: If there are no scores, if one is not finite, or if they are too few and ``strict``.
@@ -82,8 +94,9 @@ class Thresholds:
         def find(scores: NDArray[np.float64]) -> float:
             return conformal_threshold(scores, alarm_rate) if enough or strict else next_above(float(scores[-1]))
 
-        kept = (tuple(scores.astype(np.float32).tolist()) for scores in (images, regions))
-        return cls(find(images), find(regions) if regions.size else None, alarm_rate, min_area, *kept)
+        kept = [tuple(scores.astype(np.float32).tolist()) for scores in (images, regions)]
+        pixel_threshold = find(regions) if regions.size else None
+        return cls(find(images), pixel_threshold, alarm_rate, min_area, kept[0], kept[1], per)
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "Thresholds":
@@ -129,11 +142,12 @@ class Thresholds:
         n = len(self.image_scores)
         alarm_rate = check_alarm_rate(self.alarm_rate or 0)
         mean, low, high = (1000 * rate for rate in realised_alarm_rate(n, min(n, conformal_rank(n, alarm_rate))))
+        counted = {"image": "images", "tile": "tiles"}.get(str(self.per), f"stretches of {self.per} lines")
         lines = [
-            f"{n} good images, budget {alarm_rate:g}: image threshold {self.image:.6g}, "
+            f"{n} good {counted}, budget {alarm_rate:g}: image threshold {self.image:.6g}, "
             f"pixel threshold {self.value('pixel'):.6g}",
-            f"expected false alarms in 1000 good images: {mean:.1f} (95 %: {low:.1f} to {high:.1f})",
-            f"smallest budget these images can promise: {rounded_up(smallest_alarm_rate(n), 3)}",
+            f"expected false alarms in 1000 good {counted}: {mean:.1f} (95 %: {low:.1f} to {high:.1f})",
+            f"smallest budget these {counted} can promise: {rounded_up(smallest_alarm_rate(n), 3)}",
         ]
         counts, edges = np.histogram(self.image_scores, bins=12)
         marked = min(int(np.searchsorted(edges, self.image)) - 1, len(counts) - 1)
@@ -204,6 +218,56 @@ def region_score(anomaly_map: NDArray[np.float32], min_area: int) -> float:
     from skimage.morphology import area_opening  # slow to import, and needed for calibration only
 
     return float(area_opening(anomaly_map, area_threshold=min_area, connectivity=2).max())
+
+
+def part_scores(
+    score: float, anomaly_map: NDArray[np.float32], min_area: int, per: Unit, tile_size: int | None, scale: int = 1
+) -> list[tuple[float, float]]:
+    """Give score and :func:`region_score` of each part of an image that a budget counts.
+
+    Args:
+        score: Score of the image.
+        anomaly_map: Its map ``(H, W)``.
+        min_area: Area of a region in pixels of the image, at the size at which the model works.
+        per: What the budget counts.
+        tile_size: Side of the model's tiles in pixels of the image; ``None`` if it has none.
+        scale: Pixels of the image along a side of one of the map.
+
+    Returns:
+        One pair for the image, or for each whole part of it; one for the image too where it holds no whole part.
+
+    Raises:
+        ConfigurationError: If the budget counts parts, and the model does not work in tiles.
+    """
+    area = -(-min_area // scale**2)
+    if per == "image":
+        return [(score, region_score(anomaly_map, area))]
+    if tile_size is None:
+        msg = f"per={per} counts parts of images that are cut into tiles: train with tile_size, or leave it out."
+        raise ConfigurationError(msg)
+    height, width = anomaly_map.shape
+    rows = (tile_size if per == "tile" else per) // scale
+    columns = tile_size // scale if per == "tile" else width
+    parts = [
+        anomaly_map[top : top + rows, left : left + columns]
+        for top in range(0, height - rows + 1, rows)
+        for left in range(0, width - columns + 1, columns)
+    ]
+    return [(float(part.max()), region_score(part, area)) for part in parts or [anomaly_map]]
+
+
+def check_per(per: Unit | str) -> Unit:
+    """Check what a budget is to count.
+
+    Raises:
+        ConfigurationError: If it is neither ``"image"`` nor ``"tile"`` nor a number of lines, a multiple of 4.
+    """
+    if per in {"image", "tile"}:
+        return per
+    if not str(per).isdecimal() or int(per) < 1 or int(per) % STRIDE:
+        msg = f"per is {per}: give image, tile, or a number of lines that is a multiple of {STRIDE}."
+        raise ConfigurationError(msg)
+    return int(per)
 
 
 def check_min_area(min_area: int) -> int:

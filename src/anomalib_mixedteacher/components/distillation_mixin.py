@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib import LearningType
+from anomalib.data import InferenceBatch
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -19,7 +20,7 @@ from torchmetrics import MeanMetric
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_cache import FeatureCache
-from anomalib_mixedteacher.components.pre_processing import check_uncropped, default_pre_processor
+from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, check_uncropped, default_pre_processor
 from anomalib_mixedteacher.components.training_data import (
     check_masks,
     check_training_images,
@@ -138,32 +139,41 @@ class DistillationMixin(LeanExport, _Base):
             teacher = self.model.teacher_features(images)
         return teacher, self.model.student_features(images)
 
+    def training_images(self, batch: Any) -> tuple[torch.Tensor, Sequence[str] | None]:
+        """Give the images that a training step sees, and by which names the cache knows them."""
+        return batch.image, batch.image_path
+
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Compute the loss of a batch of good images."""
         del args, kwargs
-        loss = self.loss(*self.features(batch.image, batch.image_path))
+        loss = self.loss(*self.features(*self.training_images(batch)))
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image), sync_dist=True)
         return {"loss": loss}
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict, and log the loss of the good images; it is NaN where there are none."""
         del args, kwargs
-        teacher, student = self.features(batch.image, batch.image_path)
+        prediction, losses = self.predict_images(batch.image, batch.image_path)
         good = torch.eq(torch.as_tensor(batch.gt_label), 0).float()
-        self._val_loss.update(self.loss.per_image(teacher, student), weight=good)
+        self._val_loss.update(losses, weight=good)
         self.log("val_loss", self._val_loss, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
-        return batch.update(**self.model.predict(teacher, student, batch.image)._asdict())
+        return batch.update(**prediction._asdict())
+
+    def predict_images(self, images: torch.Tensor, paths: Sequence[str] | None) -> tuple[InferenceBatch, torch.Tensor]:
+        """Give predictions, not normalised, and the loss ``(B,)`` of each image; see :meth:`features`."""
+        teacher, student = self.features(images, paths)
+        return self.model.predict(teacher, student, images), self.loss.per_image(teacher, student)
 
     def good_features(self) -> Iterator[tuple[Features, Features]]:
         """Compute the features of a sample of the training images, one batch after another."""
         return (self.features(*batch) for batch in self._good_images())
 
-    def _good_images(self) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
+    def _good_images(self, at_once: int = 16) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
         transform = getattr(self.pre_processor, "transform", None) or nn.Identity()
         loader: Any = self.trainer.train_dataloader
         return (
             (transform(batch.image.to(self.device)), batch.image_path)
-            for batch in sample_batches(loader, STATISTICS_IMAGES)
+            for batch in sample_batches(loader, STATISTICS_IMAGES, at_once)
         )
 
     def configure_optimizers(self) -> Any:
@@ -182,7 +192,7 @@ class DistillationMixin(LeanExport, _Base):
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
-        return default_pre_processor(image_size or (256, 256))
+        return default_pre_processor(image_size or IMAGE_SIZE)
 
     def configure_post_processor(self) -> PostProcessor:
         """Configure thresholds by the best F1 on labelled validation images."""
@@ -240,39 +250,6 @@ class DistillationMixin(LeanExport, _Base):
         check_bits(self.training_data)
         if (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
             datamodule.setup(self.trainer.state.fn)
-
-
-class StandardizedMapMixin(DistillationMixin):
-    """Recipe of a model whose ``anomaly_map_generator`` is a :class:`~.standardized_map.StandardizedMap`."""
-
-    _statistics_step = -1
-
-    def on_train_start(self) -> None:
-        """Prepare as every model does; the statistics of an earlier training do not count."""
-        super().on_train_start()
-        self._statistics_step = -1
-
-    def on_train_epoch_end(self) -> None:
-        """Gather statistics of good images where no validation has done so."""
-        if self._statistics_step != self.global_step:
-            self._update_good_statistics()
-
-    def on_validation_start(self) -> None:
-        """Gather statistics of good images first: the thresholds found in validation depend on them."""
-        if self.trainer.state.fn == "fit":
-            self._update_good_statistics()
-
-    @torch.no_grad()
-    def _update_good_statistics(self) -> None:
-        generator: Any = self.model.anomaly_map_generator
-        if not generator.needs_good_statistics:
-            return
-        modes = {module: module.training for module in self.model.students.modules()}
-        self.model.students.eval()
-        generator.set_good_statistics(self.good_features())
-        for module, mode in modes.items():
-            module.training = mode
-        self._statistics_step = self.global_step
 
 
 def _plain(value: Any) -> Any:

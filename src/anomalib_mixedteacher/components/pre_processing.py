@@ -14,6 +14,7 @@ from anomalib_mixedteacher.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+IMAGE_SIZE = (256, 256)
 # All forms that torchvision takes; the numbers are Pillow's.
 BILINEAR = ("bilinear", InterpolationMode.BILINEAR, 2)
 _NEVER_ANTIALIASED = ("nearest", "nearest-exact", InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT, 0)
@@ -41,13 +42,15 @@ class AntialiasedPreProcessor(PreProcessor):
         self.export_transform = _exportable(self.transform, self.export_transform)
 
 
-def default_pre_processor(image_size: tuple[int, int]) -> AntialiasedPreProcessor:
+def default_pre_processor(image_size: tuple[int, int] | None) -> AntialiasedPreProcessor:
     """Make the models' pre-processor: antialiased resize, and normalisation by ImageNet's mean and deviation.
 
     Args:
-        image_size: Height and width in pixels.
+        image_size: Height and width in pixels; ``None`` for no resize.
     """
     normalize = Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
+    if image_size is None:
+        return AntialiasedPreProcessor(Compose([normalize]))
     return AntialiasedPreProcessor(Compose([Resize(tuple(image_size), antialias=True), normalize]))
 
 

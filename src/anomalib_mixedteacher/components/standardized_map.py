@@ -1,20 +1,23 @@
 """Anomaly maps of distances that are compared with those of good images at the same position."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from anomalib.data import InferenceBatch
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_model import Features
+from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
+from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.tiles import predict_tiled, stack_predictions
 from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
+from mixedteacher_edge.tiling import STRIDE, Place, Tiling
 
 Fusion = Literal["standardized_sum", "product"]
 
-STRIDE = 4  # of the fused map: the finest feature map in use has a quarter or an eighth of the image's size
 _LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
 _LEAST_SPREAD = 0.01  # of the mean at a position, for a single good image or copies of one
 _LEAST_DISTANCE = 1e-6  # whose logarithm is finite; what features in float32 differ by in any case
@@ -122,6 +125,60 @@ class StandardizedMap(nn.Module):
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:
                 setattr(self, name, getattr(self, name).new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class StandardizedMapModel(DistillationModel):
+    """A model whose ``anomaly_map_generator`` is a :class:`StandardizedMap`.
+
+    Args:
+        teachers: See :class:`DistillationModel`.
+        students: See :class:`DistillationModel`.
+        generator: The anomaly map generator.
+        tile_size: Side in pixels of the tiles into which images are cut; ``None`` takes them whole.
+
+    Raises:
+        ConfigurationError: If images are cut, and the tiles are not a multiple of 64 or the fusion has no standardised
+            map.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        students: Mapping[str, nn.Module],
+        generator: StandardizedMap,
+        tile_size: int | None = None,
+    ) -> None:
+        super().__init__(teachers, students)
+        self.anomaly_map_generator = generator
+        self.min_side = max(MIN_SIDE, generator.min_side)
+        self.tile_size = tile_size
+        if tile_size is not None:
+            Tiling(tile_size)
+            if not generator.needs_good_statistics:
+                msg = f"fusion={generator.fusion} would show the borders of tiles: use standardized_sum with tile_size."
+                raise ConfigurationError(msg)
+
+    def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
+        """Compute predictions; the score is the maximum of the map before its upsampling to the image.
+
+        The map of tiles is not upsampled: it has a quarter of their height and width.
+        """
+        image_size = (images.shape[-2], images.shape[-1])
+        coarse = self.anomaly_map_generator(teacher, student, image_size)
+        fine = bilinear_resize(coarse, image_size) if self.tile_size is None else coarse
+        return InferenceBatch(anomaly_map=fine, pred_score=coarse.amax(dim=(-2, -1)))
+
+    def forward(self, images: torch.Tensor) -> tuple[Features, Features] | InferenceBatch:
+        """Compute features in training mode, predictions in evaluation mode; an exported graph takes one tile."""
+        if self.training or self.tile_size is None or torch.compiler.is_compiling():
+            return super().forward(images)
+        return stack_predictions([predict_tiled(image, Tiling(self.tile_size), self._tile_maps) for image in images])
+
+    def _tile_maps(self, tiles: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
+        del places
+        maps = self.predict(self.teacher_features(tiles), self.student_features(tiles), tiles).anomaly_map
+        assert maps is not None  # predict gives them
+        return maps
 
 
 def coarse_size(image_size: tuple[int, int]) -> tuple[int, int]:

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from anomalib_mixedteacher.decoding import BITS, check_image, check_mask, setting
-from anomalib_mixedteacher.errors import DataError
+from anomalib_mixedteacher.decoding import BITS, check_image, check_mask, image_size, setting
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,23 @@ def check_masks(dataset: Any) -> None:
                 check_mask(image, mask)
 
 
+def check_equal_sizes(dataset: Any, option: str) -> None:
+    """Check that images that come in batches have one size: anomalib would stretch them to that of the largest.
+
+    Args:
+        dataset: An anomalib data set, or ``None``.
+        option: Name of the batch size.
+
+    Raises:
+        ConfigurationError: If they have not.
+    """
+    samples = getattr(dataset, "samples", None)
+    sizes = set() if samples is None else {image_size(path) for path in samples.image_path}
+    if len(sizes) > 1:
+        msg = f"Images of {len(sizes)} sizes would be stretched to one in a batch: set {option}=1 (--data.{option} 1)."
+        raise ConfigurationError(msg)
+
+
 def is_deterministic(transform: Any) -> bool:
     """Tell whether a transform is known to give an image the same result at each call; ``None`` is."""
     if isinstance(transform, v2.Compose):
@@ -77,13 +94,14 @@ def is_deterministic(transform: Any) -> bool:
     return transform is None or type(transform) in _DETERMINISTIC
 
 
-def sample_batches(loader: DataLoader, count: int) -> Iterator[Any]:
+def sample_batches(loader: DataLoader, count: int, at_once: int = 16) -> Iterator[Any]:
     """Read images spread evenly over a loader's data set, the same on every process, in anomalib's batches.
 
     Args:
         loader: Loader over an anomalib data set.
         count: How many images at most.
+        at_once: How many to a batch.
     """
     length = len(loader.dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
-    yield from DataLoader(Subset(loader.dataset, indices), batch_size=16, collate_fn=loader.collate_fn)
+    yield from DataLoader(Subset(loader.dataset, indices), batch_size=at_once, collate_fn=loader.collate_fn)

@@ -32,6 +32,11 @@ class LeanExport(_Base):
     """Names of networks that INT8 leaves in floating point."""
 
     @property
+    def tile_size(self) -> int | None:
+        """Side of the tiles into which images are cut; ``None`` if they are not."""
+        return getattr(self.model, "tile_size", None)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where the model comes from, for its record."""
         raise NotImplementedError
@@ -46,7 +51,7 @@ class LeanExport(_Base):
         """Export to ONNX; see anomalib's ``ExportMixin.to_onnx``.
 
         Without ``input_size`` batch, height and width are dynamic. Where the pre-processor resizes, any size goes;
-        where it does not, sides are multiples of 32 from 64 on.
+        where it does not, sides are multiples of 32 from 64 on. Of a model that works in tiles the graph judges one.
 
         Args:
             export_root: Folder for the model.
@@ -59,8 +64,14 @@ class LeanExport(_Base):
 
         Raises:
             TeacherNotLoadedError: If the model was not trained.
-            ConfigurationError: If a backbone pads by the image's size, and nothing fixes that.
+            ConfigurationError: If a backbone pads by the image's size, and nothing fixes that; if the model works in
+                tiles, and another size than theirs is given.
         """
+        if self.tile_size is not None:
+            if input_size not in {None, (self.tile_size, self.tile_size)}:
+                msg = "A model that works in tiles takes images of any size: leave input_size out."
+                raise ConfigurationError(msg)
+            input_size = (self.tile_size, self.tile_size)
         if input_size is None and not self._resizes() and any(isinstance(m, Conv2dSame) for m in self.model.modules()):
             msg = "The EfficientNet pads by the image's size: give input_size, or a pre-processor that resizes."
             raise ConfigurationError(msg)

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from anomalib_mixedteacher.export.graph import network, resize_of, with_post_pro
 from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import with_thresholds, write_model
 from mixedteacher_edge.record import ModelRecord
-from mixedteacher_edge.thresholds import Thresholds, region_score
+from mixedteacher_edge.thresholds import Thresholds, part_scores
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def export_openvino(
         QuantizationError: If quantisation loses more AUROC than allowed; nothing is written then.
     """
     compression, provenance = compression or Compression(), provenance or {}
-    resize, datamodule = resize_of(module), compression.datamodule
+    resize, datamodule, tile_size = resize_of(module), compression.datamodule, getattr(module, "tile_size", None)
     post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
     thresholds = thresholds_of(post_processor)
     if post_processor is not None and thresholds is None:
@@ -104,16 +105,17 @@ def export_openvino(
         datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
         _warn_of_other_images(datamodule, provenance.get("training_data"))
     if compression.kind is not None:
-        model = _compressed(reference, compression, resize)
+        model = _compressed(reference, compression, resize, tile_size)
     if datamodule is not None:
-        measured = _measure(reference, model, compression, resize)
+        measured = _measure(reference, model, compression, resize, tile_size)
     if model is not reference and thresholds is not None and thresholds.image_scores:
-        thresholds = _recalibrated(thresholds, reference, model, datamodule, resize)
+        thresholds = _recalibrated(thresholds, reference, model, datamodule, resize, tile_size)
     record = ModelRecord(
         model=module.name,
         version=__version__,
         precision="FP32" if compression.kind is None else compression.kind.value.upper(),
         image_size=(resize.size[0], resize.size[1]) if resize is not None else input_size,
+        tile_size=tile_size,
         quality=measured,
         thresholds=thresholds,
         score_threshold=1 - float(getattr(post_processor, "image_sensitivity", 0.5)),
@@ -151,7 +153,7 @@ def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] 
         )
 
 
-def _compressed(model: openvino.Model, compression: Compression, resize: Any) -> openvino.Model:
+def _compressed(model: openvino.Model, compression: Compression, resize: Any, tile_size: int | None) -> openvino.Model:
     if compression.kind == CompressionType.FP16:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
@@ -165,6 +167,8 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any) ->
     count = min(quantize.MAX_IMAGES, len(datamodule.train_data))
     chosen = np.linspace(0, len(datamodule.train_data) - 1, count).round().astype(int).tolist()
     images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
+    if tile_size is not None:
+        images = quality.tiles_of(images, tile_size, -(-quantize.MAX_IMAGES // count))
     if compression.kind == CompressionType.INT8_PTQ:
         return quantize.quantize(model.clone(), images, compression.keep)
     labelled = quality.labelled(datamodule, ("val", "test"))
@@ -175,24 +179,24 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any) ->
 
     def measure(compiled: openvino.CompiledModel, some: Any) -> float:
         chosen = list(some)
-        return quality.auroc(quality.predict(compiled, chosen, [""] * len(chosen)))[metric]
+        return quality.auroc(quality.predict(compiled, chosen, [""] * len(chosen), tile_size))[metric]
 
     return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop, compression.keep)
 
 
 def _measure(
-    reference: openvino.Model, model: openvino.Model, compression: Compression, resize: Any
+    reference: openvino.Model, model: openvino.Model, compression: Compression, resize: Any, tile_size: int | None
 ) -> dict[str, float] | None:
     """Measure AUROC before and after, and refuse what loses too much, beyond what so many images leave open."""
     labelled = quality.labelled(compression.datamodule)  # type: ignore[arg-type]  # not None here
     if labelled is None:
         logger.warning("No defective images, so the exported model's AUROC is not measured.")
         return None
-    exact = quality.predict_dataset(reference, labelled, resize)
+    exact = quality.predict_dataset(reference, labelled, resize, tile_size)
     before, images = quality.auroc(exact), {"images": float(len(labelled))}
     if model is reference:
         return images | before
-    found = quality.predict_dataset(model, labelled, resize)
+    found = quality.predict_dataset(model, labelled, resize, tile_size)
     after = quality.auroc(found)
     losses = {name: before[name] - after[name] for name in before}
     if max(losses.values()) > compression.max_drop:
@@ -203,18 +207,19 @@ def _measure(
         )
         lost = f"Quantisation loses {lost} on {len(labelled)} images, with max_drop={compression.max_drop:g}"
         if max(low for low, _ in intervals.values()) > compression.max_drop:
-            layers = _blamed(reference, model, labelled, resize)
+            layers = _blamed(reference, model, labelled, resize, tile_size)
             msg = f"{lost}, mostly by {layers}: use INT8_ACQ, or FP16, or allow a larger max_drop."
             raise QuantizationError(msg)
         logger.warning("%s: too few images to tell; measure it on more of them.", lost)
     return images | after | {f"float_{name}": value for name, value in before.items()}
 
 
-def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, resize: Any) -> str:
+def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, resize: Any, tile_size: int | None) -> str:
     from anomalib_mixedteacher.export import quantize
 
     chosen = np.unique(np.linspace(0, len(labelled) - 1, _BLAME_IMAGES).round().astype(int)).tolist()
     images = [image for image, _ in quality.batches(labelled.subsample(chosen), resize)]
+    images = images if tile_size is None else quality.tiles_of(images, tile_size, count=1)
     return ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
 
 
@@ -224,6 +229,7 @@ def _recalibrated(
     model: openvino.Model,
     datamodule: AnomalibDataModule | None,
     resize: Any,
+    tile_size: int | None,
 ) -> Thresholds:
     """Find the thresholds of a compressed model on its own scores of the images that set them.
 
@@ -233,18 +239,18 @@ def _recalibrated(
     assert thresholds.alarm_rate is not None  # they came from good images
     assert thresholds.min_area is not None
     exact, compiled = quality.compile_exactly(reference), quality.compile_exactly(model)
-    known, scores, regions = [], [], []
+    known: list[float] = []
+    found: list[tuple[float, float]] = []
+    judged = partial(part_scores, min_area=thresholds.min_area, per=thresholds.per, tile_size=tile_size)
     held = getattr(datamodule, "val_data", None)
     for images, batch in quality.batches(held, resize) if held is not None else ():
         if not bool(batch.gt_label):
-            result = compiled(images)
-            known.append(float(exact(images)["pred_score"].item()))
-            scores.append(float(result["pred_score"].item()))
-            anomaly_map = result["anomaly_map"]
-            regions.append(region_score(anomaly_map.reshape(anomaly_map.shape[-2:]), thresholds.min_area))
+            known += [score for score, _ in judged(*quality.run(exact, images, tile_size))]
+            found += judged(*quality.run(compiled, images, tile_size))
     if len(known) != len(thresholds.image_scores) or not np.allclose(
         np.sort(known), thresholds.image_scores, rtol=_SAME, atol=0
     ):
         logger.warning("The good validation images are not those that set the thresholds. %s", _FLOAT_THRESHOLDS)
         return thresholds
-    return Thresholds.from_good(scores, regions, thresholds.alarm_rate, thresholds.min_area)
+    scores, regions = zip(*found, strict=True)
+    return Thresholds.from_good(scores, regions, thresholds.alarm_rate, thresholds.min_area, per=thresholds.per)

@@ -1,6 +1,6 @@
 """What a graph detects: AUROC of its raw scores and maps on labelled images, and what quantisation loses of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
+from anomalib_mixedteacher.components.tiles import predict_tiled, take
+from mixedteacher_edge.tiling import Place, Tiling
 
 Images = NDArray[np.float32]
 
@@ -51,23 +53,53 @@ def labelled(datamodule: AnomalibDataModule, splits: Iterable[str] = ("test", "v
     return None
 
 
-def predict(model: openvino.CompiledModel, items: Iterable[tuple[Images, Any]], kinds: list[str]) -> Predictions:
-    """Run a graph over labelled images.
+def run(model: openvino.CompiledModel, images: Images, tile_size: int | None = None) -> tuple[float, Images]:
+    """Run a graph over an image, whole or tile by tile.
+
+    Args:
+        model: Compiled graph with the outputs ``pred_score`` and ``anomaly_map``, not normalised.
+        images: Image of shape ``(1, 3, H, W)``.
+        tile_size: Side of the tiles; ``None`` for the whole image.
+
+    Returns:
+        Score, and map of shape ``(H, W)``; of tiles as :func:`~.components.tiles.predict_tiled` gives it.
+    """
+
+    def maps(tiles: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
+        del places
+        return torch.cat([torch.from_numpy(model(tile[None].numpy())["anomaly_map"].copy()) for tile in tiles])
+
+    if tile_size is None:
+        result = model(images)
+        return float(result["pred_score"].item()), result["anomaly_map"].reshape(result["anomaly_map"].shape[-2:])
+    whole = predict_tiled(torch.from_numpy(images[0]), Tiling(tile_size), maps)
+    score, anomaly_map = torch.as_tensor(whole.pred_score), torch.as_tensor(whole.anomaly_map)
+    return score.item(), anomaly_map[0, 0].numpy()
+
+
+def predict(
+    model: openvino.CompiledModel,
+    items: Iterable[tuple[Images, Any]],
+    kinds: list[str],
+    tile_size: int | None = None,
+) -> Predictions:
+    """Run a graph over labelled images; see :func:`run`.
 
     Args:
         model: Compiled graph with the outputs ``pred_score`` and ``anomaly_map``.
         items: What :func:`batches` yields.
         kinds: Kind of each image.
+        tile_size: Side of the tiles; ``None`` for whole images.
 
     Returns:
         Scores and maps as the graph gives them. Images without a mask count as good everywhere.
     """
     scores, maps, labels, masks = [], [], [], []
     for images, batch in items:
-        result = model(images)
-        scores.append(torch.from_numpy(result["pred_score"].reshape(1).copy()))
-        size = result["anomaly_map"].shape[-2:]
-        maps.append(torch.from_numpy(result["anomaly_map"].reshape(1, *size).copy()))
+        score, anomaly_map = run(model, images, tile_size)
+        scores.append(torch.tensor([score]))
+        size = anomaly_map.shape
+        maps.append(torch.from_numpy(anomaly_map.copy())[None])
         labels.append(batch.gt_label.int())
         mask = (
             torch.zeros(1, 1, *size)
@@ -78,9 +110,20 @@ def predict(model: openvino.CompiledModel, items: Iterable[tuple[Images, Any]], 
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 
 
-def predict_dataset(model: openvino.Model, dataset: Any, resize: Resize | None) -> Predictions:
+def predict_dataset(model: openvino.Model, dataset: Any, resize: Resize | None, tile_size: int | None) -> Predictions:
     """Run a graph over an anomalib data set; see :func:`predict`."""
-    return predict(compile_exactly(model), batches(dataset, resize), image_kinds(dataset.samples))
+    return predict(compile_exactly(model), batches(dataset, resize), image_kinds(dataset.samples), tile_size)
+
+
+def tiles_of(images: Iterable[Images], tile_size: int, count: int) -> list[Images]:
+    """Cut images into tiles of shape ``(1, 3, size, size)``, at most so many of each, spread evenly."""
+    tiling = Tiling(tile_size)
+    tiles: list[torch.Tensor] = []
+    for image in images:
+        places = tiling.places(*image.shape[-2:])
+        chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int).tolist()
+        tiles += take(torch.from_numpy(image[0]), [places[k] for k in chosen], tiling)[:, None].unbind()
+    return [tile.numpy() for tile in tiles]
 
 
 def auroc(predictions: Predictions) -> dict[str, float]:

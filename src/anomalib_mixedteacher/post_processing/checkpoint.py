@@ -12,10 +12,11 @@ from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.models.restore import load_model, read_checkpoint
 from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
 from mixedteacher_edge.calibrate import Calibrated, check_output, good_images, writing
+from mixedteacher_edge.thresholds import Unit
 
 
 def calibrate_checkpoint(
-    checkpoint: Path, good: Path, output: Path, alarm_rate: float, min_area: int = 16
+    checkpoint: Path, good: Path, output: Path, alarm_rate: float, min_area: int = 16, per: Unit = "image"
 ) -> Calibrated:
     """Calibrate a checkpoint on a folder of good images that it was not trained on, and write it anew.
 
@@ -25,6 +26,7 @@ def calibrate_checkpoint(
         output: The calibrated checkpoint to write.
         alarm_rate: Share of good images that may raise an alarm.
         min_area: Pixels of the anomaly map from which a region counts; see :class:`NormalCalibratedPostProcessor`.
+        per: What the budget counts, likewise.
 
     Returns:
         The thresholds, and the images among the good ones that do not look good.
@@ -34,7 +36,7 @@ def calibrate_checkpoint(
         ConfigurationError: If the checkpoint is not one of the package's models.
         DataError: If an image cannot be read.
     """
-    processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area)
+    processor = NormalCalibratedPostProcessor(alarm_rate=alarm_rate, min_area=min_area, per=per)
     content = read_checkpoint(checkpoint)
     check_output(output)
     module = load_model(checkpoint)
@@ -64,7 +66,8 @@ def _score(module: AnomalibModule, paths: Sequence[Path], processor: NormalCalib
     module.eval()
     # as in training; anomalib's own pre-processors resize otherwise in their forward, which is for export
     transform = module.pre_processor.transform if isinstance(module.pre_processor, PreProcessor) else None
+    tile_size = getattr(module.model, "tile_size", None)
     for path in paths:
         image = read_image(path, as_tensor=True).unsqueeze(0)
         prediction: Any = module.model(transform(image) if transform is not None else image)
-        processor.gather(prediction.pred_score.flatten(), prediction.anomaly_map, [str(path)])
+        processor.gather(prediction.pred_score.flatten(), prediction.anomaly_map, [str(path)], tile_size)

@@ -13,11 +13,11 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
 from mixedteacher_edge.conformal import check_alarm_rate, next_above, suspects
-from mixedteacher_edge.thresholds import Arithmetic, Thresholds, check_min_area, region_score, rescale
+from mixedteacher_edge.thresholds import Arithmetic, Thresholds, Unit, check_min_area, check_per, part_scores, rescale
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("alarm_rate", "min_area")
+SETTINGS = ("alarm_rate", "min_area", "per")
 _TENSORS = Arithmetic(torch.abs, torch.lt, torch.where, float)
 
 
@@ -78,6 +78,8 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
     Args:
         alarm_rate: Share of good images that may raise an alarm, above 0 and below 1.
         min_area: Pixels of the anomaly map (at the model's input size) from which a region counts, 1 or more.
+        per: What the budget counts: ``"image"``, or of a model that works in tiles ``"tile"`` or a number of lines, a
+            multiple of 4. An image's own chance of an alarm grows with its parts.
         kwargs: Passed to anomalib's ``PostProcessor``.
 
     Raises:
@@ -88,7 +90,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
     image_scores: torch.Tensor
     pixel_scores: torch.Tensor
 
-    def __init__(self, alarm_rate: float = 0.05, min_area: int = 16, **kwargs: Any) -> None:
+    def __init__(self, alarm_rate: float = 0.05, min_area: int = 16, per: Unit = "image", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         sensitivities = {float(self.image_sensitivity), float(self.pixel_sensitivity)}
         if not self.enable_normalization or sensitivities != {0.5}:
@@ -98,6 +100,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             raise ConfigurationError(msg)
         self.alarm_rate = check_alarm_rate(alarm_rate)
         self.min_area = check_min_area(min_area)
+        self.per = check_per(per)
         self.register_buffer("image_scores", torch.empty(0))
         self.register_buffer("pixel_scores", torch.empty(0))
         self._gathered: list[tuple[str, float, float | None]] = []
@@ -133,7 +136,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Gather the scores of good images."""
-        del pl_module, args, kwargs
+        del args, kwargs
         if trainer.sanity_checking:
             return
         good = torch.eq(torch.as_tensor(outputs.gt_label), 0).flatten()
@@ -142,6 +145,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             torch.as_tensor(outputs.pred_score).flatten()[good],
             None if outputs.anomaly_map is None else torch.as_tensor(outputs.anomaly_map)[good],
             [path for path, is_good in zip(paths, good.tolist(), strict=True) if is_good],
+            getattr(pl_module, "tile_size", None),
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,17 +169,34 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
                 "and export the checkpoint, not this model, or train a multiple of check_val_every_n_epoch."
             )
 
-    def gather(self, scores: torch.Tensor, maps: torch.Tensor | None = None, paths: list[str] | None = None) -> None:
+    def gather(
+        self,
+        scores: torch.Tensor,
+        maps: torch.Tensor | None = None,
+        paths: list[str] | None = None,
+        tile_size: int | None = None,
+    ) -> None:
         """Take the raw scores of a batch of good images.
 
         Args:
             scores: Image scores ``(B,)``.
             maps: Anomaly maps ``(B, H, W)`` or ``(B, 1, H, W)``.
             paths: Paths of the images; one that was gathered already counts once.
+            tile_size: Side of the model's tiles.
+
+        Raises:
+            ConfigurationError: If the budget counts parts of images, and the model does not work in tiles.
         """
-        regions = [None] * len(scores) if maps is None else region_scores(maps, self.min_area).tolist()
-        names = [""] * len(scores) if paths is None else [str(path) for path in paths]
-        self._gathered += zip(names, scores.detach().float().tolist(), regions, strict=True)
+        values = scores.detach().float().tolist()
+        names = [""] * len(values) if paths is None else [str(path) for path in paths]
+        if maps is None:
+            self._gathered += [(name, value, None) for name, value in zip(names, values, strict=True)]
+            return
+        arrays = maps.detach().float().cpu().numpy()
+        for name, value, single in zip(names, values, arrays, strict=True):
+            parts = part_scores(value, single.reshape(single.shape[-2:]), self.min_area, self.per, tile_size)
+            for number, (score, region) in enumerate(parts):
+                self._gathered.append((f"{name}#{number}" if name and len(parts) > 1 else name, score, region))
 
     def calibrate(self, strict: bool = False) -> list[str]:
         """Set both thresholds from the gathered scores of all processes, and forget these.
@@ -195,7 +216,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
         named = {path or f"({number})": row for number, (path, *row) in enumerate(rows)}  # padded images come twice
         scores, regions = zip(*named.values(), strict=True)
         found = Thresholds.from_good(
-            scores, None if None in regions else regions, self.alarm_rate, self.min_area, strict
+            scores, None if None in regions else regions, self.alarm_rate, self.min_area, strict, self.per
         )
         with torch.inference_mode(False):  # a buffer made within could never be written to again
             self.image_scores, self.pixel_scores = (
@@ -219,7 +240,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             return None
         image, pixel = (tuple(scores.tolist()) for scores in (self.image_scores, self.pixel_scores))
         value = self._pixel_threshold.item() if pixel else None
-        return Thresholds(self._image_threshold.item(), value, self.alarm_rate, self.min_area, image, pixel)
+        return Thresholds(self._image_threshold.item(), value, self.alarm_rate, self.min_area, image, pixel, self.per)
 
     @staticmethod
     def _normalize(
@@ -245,12 +266,6 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
                 )
                 raise CalibrationError(msg)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def region_scores(maps: torch.Tensor, min_area: int) -> torch.Tensor:
-    """Give :func:`~mixedteacher_edge.thresholds.region_score` ``(B,)`` of maps ``(B, H, W)`` or ``(B, 1, H, W)``."""
-    arrays = maps.detach().float().cpu().numpy()
-    return torch.tensor([region_score(single.reshape(single.shape[-2:]), min_area) for single in arrays])
 
 
 def _of_all_processes(rows: list[Any]) -> list[Any]:

@@ -146,7 +146,7 @@ def test_stream_keeps_the_order_and_reads_no_further(model, queue_size, hint):
     assert reader.read == 0
     taken = 0
     for number, item in enumerate(items):
-        assert reader.read <= number + 1 + (queue_size or detector._runner._compiled.best_queue_size)
+        assert reader.read <= number + 1 + (queue_size or detector.runner._compiled.best_queue_size)
         assert item.name == str(number)
         if number == 123:
             assert item.prediction is None
@@ -422,7 +422,7 @@ def test_bits_of_the_training_images(model, tmp_path):
 
 def test_large_images_are_resized_before_the_graph(model, rgb, monkeypatch):
     """The record names the size that the graph resizes to; the tiny model's does not resize."""
-    monkeypatch.setattr("mixedteacher_edge.detector.LARGE", 48 * 40)
+    monkeypatch.setattr("mixedteacher_edge.runner.LARGE", 48 * 40)
     write_record(model, image_size=(12, 20))
     assert EdgeDetector(model).predict(rgb).anomaly_map.shape == (48, 40)
     large = np.repeat(rgb, 2, axis=1)
@@ -457,7 +457,7 @@ def test_memory_does_not_grow_with_the_number_of_image_sizes():
     code = """
 import numpy as np, openvino, os
 from openvino import opset13 as ops
-from mixedteacher_edge.detector import ImageRunner
+from mixedteacher_edge.runner import ImageRunner
 rng = np.random.default_rng(0)
 image = node = ops.parameter([1, 3, -1, -1], np.float32)
 for _ in range(6):

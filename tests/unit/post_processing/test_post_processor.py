@@ -14,9 +14,9 @@ from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
 from anomalib_mixedteacher.post_processing.post_processor import (
     F1PostProcessor,
     NormalCalibratedPostProcessor,
-    region_scores,
 )
 from mixedteacher_edge import Thresholds
+from mixedteacher_edge.thresholds import region_score
 
 TRAINER = SimpleNamespace(sanity_checking=False, global_step=1)
 
@@ -95,11 +95,12 @@ def largest_region(mask):
 def test_region_score_is_the_highest_level_with_a_region_of_the_area(area):
     rng = np.random.default_rng(area)
     maps = np.stack([ndimage.gaussian_filter(rng.normal(size=(24, 24)), 1.5) for _ in range(6)]).astype(np.float32)
-    for found, single in zip(region_scores(torch.from_numpy(maps), area).numpy(), maps, strict=True):
+    for single in maps:
+        found = region_score(single, area)
         assert largest_region(single >= found) >= area
         assert largest_region(single > found) < area
     with pytest.raises(ConfigurationError, match="min_area is 577 pixels, and the anomaly map has 24 x 24: give a"):
-        region_scores(torch.from_numpy(maps), 577)
+        region_score(maps[0], 577)
 
 
 def test_thresholds_are_the_conformal_ones():

@@ -8,8 +8,8 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.distillation_mixin import StandardizedMapMixin
 from anomalib_mixedteacher.components.standardized_map import Fusion
+from anomalib_mixedteacher.components.standardized_mixin import StandardizedMapMixin
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import Architecture, MixedTeacherModel
 
@@ -31,7 +31,10 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         fusion: How distances become one map: ``"standardized_sum"`` or the official ``"product"``; see
             :class:`~.anomaly_map.AnomalyMapGenerator`.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
-        image_size: Height and width in pixels to which the default pre-processor resizes.
+        image_size: Height and width in pixels to which the default pre-processor resizes; 256 x 256 by default.
+        tile_size: Side of the tiles into which images are cut at their own size, a multiple of 64; by default images
+            are resized instead.
+        tiles_per_image: Tiles of each image that a training step takes, drawn anew each time.
         learning_rate: A tenth of the one-cycle schedule's peak, as the official code has it.
         max_epochs: Epochs to train where the trainer is given no limit.
         feature_cache: Memory in MiB for the teachers' features, which are then computed once for each training image
@@ -61,7 +64,9 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         efficientnet_blocks: Sequence[int] = (4, 6),
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
-        image_size: tuple[int, int] = (256, 256),
+        image_size: tuple[int, int] | None = None,
+        tile_size: int | None = None,
+        tiles_per_image: int = 8,
         learning_rate: float = 4e-4,
         max_epochs: int = 50,
         feature_cache: int = 2048,
@@ -71,13 +76,16 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         super().__init__(
-            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            pre_processor=self.pre_processor_for(image_size, tile_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.model = MixedTeacherModel(architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma)
+        self.model = MixedTeacherModel(
+            architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma, tile_size
+        )
         self.loss = MixedTeacherLoss()
         if "lite" not in self.model.teachers["efficientnet"].backbone:
             self.float_networks = ("efficientnet",)  # INT8 cuts unbounded activations where a bright defect drives them
+        self.tiles_per_image = tiles_per_image
         self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)

@@ -5,15 +5,13 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-from anomalib.data import InferenceBatch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
+from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
-from anomalib_mixedteacher.components.standardized_map import Fusion
+from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 
@@ -74,7 +72,7 @@ def _shortcut(entering: int, leaving: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(leaving))
 
 
-class MixedTeacherModel(DistillationModel):
+class MixedTeacherModel(StandardizedMapModel):
     """Two frozen teachers, ResNet-18 (maps pooled 2 x 2) and an EfficientNet, and what imitates them on good images.
 
     Args:
@@ -85,6 +83,7 @@ class MixedTeacherModel(DistillationModel):
         efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6; 4 has stride 16, 6 has stride 32.
         fusion: See :class:`AnomalyMapGenerator`.
         sigma: See :class:`AnomalyMapGenerator`.
+        tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices.
@@ -98,6 +97,7 @@ class MixedTeacherModel(DistillationModel):
         efficientnet_blocks: Sequence[int] = (4, 6),
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
+        tile_size: int | None = None,
     ) -> None:
         if architecture not in get_args(Architecture):
             msg = f"Unknown architecture {architecture!r}: choose one of {', '.join(get_args(Architecture))}."
@@ -127,13 +127,5 @@ class MixedTeacherModel(DistillationModel):
                 "resnet": ReducedResNet(maps[: len(resnet_layers)]),
                 "efficientnet": FeatureExtractor(teachers["efficientnet"].backbone, blocks),
             }
-        super().__init__(teachers, students)
         layers = (len(resnet_layers), len(efficientnet_blocks))
-        self.anomaly_map_generator = AnomalyMapGenerator(fusion, sigma, layers)
-        self.min_side = max(MIN_SIDE, self.anomaly_map_generator.min_side)
-
-    def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
-        """Compute predictions; the score is the maximum of the map before its upsampling to the image."""
-        image_size = (images.shape[-2], images.shape[-1])
-        coarse = self.anomaly_map_generator(teacher, student, image_size)
-        return InferenceBatch(anomaly_map=bilinear_resize(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))
+        super().__init__(teachers, students, AnomalyMapGenerator(fusion, sigma, layers), tile_size)

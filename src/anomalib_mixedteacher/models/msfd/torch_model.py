@@ -2,21 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
-from anomalib.data import InferenceBatch
-
-from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.receptive_field import receptive_fields
-from anomalib_mixedteacher.components.standardized_map import Fusion
+from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
 
 NAME = "resnet"
 
 
-class MsfdModel(DistillationModel):
+class MsfdModel(StandardizedMapModel):
     """A frozen teacher, a student of the same architecture, and the anomaly map between their levels.
 
     Args:
@@ -25,6 +20,7 @@ class MsfdModel(DistillationModel):
         cosine_weight: See :func:`~anomalib_mixedteacher.models.msfd.loss.combined_distance`.
         fusion: See :class:`AnomalyMapGenerator`.
         sigma: See :class:`AnomalyMapGenerator`.
+        tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices or out of its range.
@@ -37,15 +33,9 @@ class MsfdModel(DistillationModel):
         cosine_weight: float = 0.5,
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
+        tile_size: int | None = None,
     ) -> None:
         names = [f"layer{layer}" for layer in layers]
         student = FeatureExtractor(backbone, names)
-        super().__init__({NAME: Teacher(backbone, names)}, {NAME: student})
-        self.anomaly_map_generator = AnomalyMapGenerator(receptive_fields(student), cosine_weight, fusion, sigma)
-        self.min_side = max(MIN_SIDE, self.anomaly_map_generator.min_side)
-
-    def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
-        """Compute predictions; the score is the maximum of the map before its upsampling to the image."""
-        image_size = (images.shape[-2], images.shape[-1])
-        coarse = self.anomaly_map_generator(teacher, student, image_size)
-        return InferenceBatch(anomaly_map=bilinear_resize(coarse, image_size), pred_score=coarse.amax(dim=(-2, -1)))
+        generator = AnomalyMapGenerator(receptive_fields(student), cosine_weight, fusion, sigma)
+        super().__init__({NAME: Teacher(backbone, names)}, {NAME: student}, generator, tile_size)

@@ -1,0 +1,134 @@
+"""Images of any size, and webs without an end: tile by tile through the model."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from mixedteacher_edge import graph as graphs
+from mixedteacher_edge.decoding import to_values
+from mixedteacher_edge.errors import DataError
+from mixedteacher_edge.record import ModelRecord
+from mixedteacher_edge.runner import ImageRunner, Named, Outcome, Outputs
+from mixedteacher_edge.tiling import Mosaic, Place, Tiling, cut
+
+Lines: TypeAlias = NDArray[np.float32]
+Blocks: TypeAlias = Iterable[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _End:
+    """Behind the last tile of an image, or in its place if it cannot be used."""
+
+    error: DataError | None = None
+
+
+class TiledRunner(ImageRunner):
+    """Runs a graph over the tiles of images and joins their maps. It may be used from several threads.
+
+    Args:
+        core: OpenVINO.
+        graph: Graph of this package's for one tile, with its verdict.
+        tiling: How images are cut.
+        max_pixels: Most pixels that a file may have.
+        kwargs: Further arguments of :class:`ImageRunner`.
+    """
+
+    def __init__(
+        self, core: openvino.Core, graph: openvino.Model, tiling: Tiling, max_pixels: int | None, **kwargs: Any
+    ) -> None:
+        self._verdict = graphs.verdict(graph)
+        super().__init__(core, graphs.raw(graph), **kwargs)
+        self.tiling = tiling
+        self._max_pixels = max_pixels
+
+    def run(self, images: Iterable[Named], queue_size: int | None = None) -> Generator[Outcome, None, None]:
+        """Give the graph's outputs for each image, the map at a quarter of its height and width; see ImageRunner."""
+        values = partial(to_values, max_pixels=self._max_pixels)
+        sources = ((name, (values(image, name) for _ in range(1))) for name, image in images)  # read when it is cut
+        parts: list[Lines] = []
+        with closing(self.lines(sources, queue_size)) as found:
+            for name, part in found:
+                if isinstance(part, np.ndarray):
+                    parts.append(part)
+                elif part.error is not None:
+                    parts = []
+                    yield name, part.error
+                else:
+                    whole, parts = np.concatenate(parts), []
+                    yield name, self.judge(whole)
+
+    def lines(
+        self, sources: Iterable[tuple[str, Blocks]], queue_size: int | None = None
+    ) -> Generator[tuple[str, Lines | _End], None, None]:
+        """Give the raw map of images that come in blocks of lines.
+
+        Args:
+            sources: Names, and images as arrays ``(h, W, C)``, block by block from above.
+            queue_size: Most tiles in progress; what OpenVINO finds best by default.
+
+        Yields:
+            Name and lines ``(h, W / 4)`` of the map, as soon as they are known, then name and the end.
+        """
+        expected: deque[tuple[str, Place | _End]] = deque()
+
+        def tiles() -> Iterator[Named]:
+            for name, blocks in sources:
+                error = None
+                try:
+                    for place, values in cut(blocks, self.tiling):
+                        expected.append((name, place))
+                        yield name, values
+                except DataError as raised:
+                    error = raised
+                expected.append((name, _End(error)))
+
+        mosaic: Mosaic | None = None
+        failure: DataError | None = None
+
+        def ends() -> Iterator[tuple[str, Lines | _End]]:
+            nonlocal mosaic, failure
+            while expected and isinstance(end := expected[0][1], _End):
+                name, _ = expected.popleft()
+                error = failure or end.error
+                if error is None and mosaic is not None:
+                    yield name, mosaic.rest()
+                yield name, _End(error)
+                mosaic = failure = None
+
+        with closing(super().run(tiles(), queue_size)) as outcomes:
+            for _, outputs in outcomes:
+                yield from ends()  # of images without a tile
+                name, place = expected.popleft()
+                assert isinstance(place, Place)
+                if isinstance(outputs, DataError):
+                    failure = failure or outputs
+                elif failure is None:
+                    mosaic = mosaic or Mosaic(place.width, self.tiling)
+                    yield name, mosaic.add(place, outputs["anomaly_map"][0, 0])
+                yield from ends()
+        yield from ends()
+
+    def judge(self, lines: Lines) -> Outputs:
+        """Give the outputs for a raw map ``(H, W)``, whose maximum is the score."""
+        with self._compiled.compiling:
+            if self._compiled.verdict is None:
+                self._compiled.verdict = graphs.compile_graph(self._core, self._verdict, *self._how)
+            verdict = self._compiled.verdict
+        result = verdict.create_infer_request().infer([lines.max().reshape(1, 1), lines[None, None]])
+        return {name: result[position] for name, position in graphs.output_positions(verdict).items()}
+
+
+def make_runner(
+    core: openvino.Core, graph: openvino.Model, record: ModelRecord | None, max_pixels: int | None = None, **kwargs: Any
+) -> ImageRunner:
+    """Make what runs a graph as its record says; see :class:`ImageRunner` and :class:`TiledRunner`."""
+    if record is not None and record.tile_size is not None:
+        return TiledRunner(core, graph, Tiling(record.tile_size), max_pixels, **kwargs)
+    return ImageRunner(core, graph, image_size=record.image_size if record else None, **kwargs)

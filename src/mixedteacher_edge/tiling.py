@@ -1,0 +1,193 @@
+"""Images larger than the model's input: cut into overlapping tiles, whose maps are joined without a seam.
+
+Along each side a tile begins every three quarters of its size, and the last one ends with the image. Where two tiles
+overlap, the outer sixteenth of each is dropped: near the border of its input a student fails on good images too. Over
+the eighth between them one map fades into the other. An image smaller than a tile is mirrored at its end.
+
+Training, prediction in torch and the runtime beside the camera all use this module.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixedteacher_edge.errors import ConfigurationError
+
+STRIDE = 4  # pixels of the image along a side of one of the map
+_UNIT = 64  # tiles are multiples of it, so that overlap, margin and fade are whole pixels of the map
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile lies.
+
+    Attributes:
+        top: Its first row in the image.
+        left: Its first column.
+        height: How many of its rows are the image's; the others mirror them.
+        width: Columns of the image.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut.
+
+    Args:
+        size: Side of a tile in pixels, a multiple of 64.
+
+    Raises:
+        ConfigurationError: If it is not.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < _UNIT or self.size % _UNIT:
+            msg = f"tile_size must be a multiple of {_UNIT}, such as 256, not {self.size}."
+            raise ConfigurationError(msg)
+
+    @property
+    def overlap(self) -> int:
+        """Pixels that neighbouring tiles share."""
+        return self.size // 4
+
+    @property
+    def margin(self) -> int:
+        """Pixels at a tile's border whose map is dropped where there is a neighbour."""
+        return self.size // 16
+
+    @property
+    def step(self) -> int:
+        """Pixels from the start of one tile to the next."""
+        return self.size - self.overlap
+
+    def padded(self, length: int) -> int:
+        """Give the length to which a side of ``length`` pixels is mirrored: of a tile at least, and a multiple of 4."""
+        return max(self.size, -(-length // STRIDE) * STRIDE)
+
+    def starts(self, length: int) -> list[int]:
+        """Give where the tiles along a side of ``length`` pixels begin."""
+        last = self.padded(length) - self.size
+        return [*range(0, last, self.step), last]
+
+    def places(self, height: int, width: int) -> list[Place]:
+        """Give where the tiles of an image lie, row by row from the left."""
+        size = self.size
+        return [
+            Place(top, left, min(size, height - top), width)
+            for top in self.starts(height)
+            for left in self.starts(width)
+        ]
+
+
+def pixels(length: int, start: int, count: int) -> slice | NDArray[np.intp]:
+    """Give an index for ``count`` pixels from ``start`` on, along a side of ``length`` that is mirrored at its end."""
+    if start + count <= length:
+        return slice(start, start + count)
+    positions = np.arange(start, start + count) % (2 * length)
+    return np.minimum(positions, 2 * length - 1 - positions)
+
+
+def cut(blocks: Iterable[NDArray[Any]], tiling: Tiling) -> Iterator[tuple[Place, NDArray[Any]]]:
+    """Cut an image into tiles, row by row from the left; its lines are kept only until their tiles are cut.
+
+    Args:
+        blocks: The image from above, as one array ``(H, W, C)`` or in blocks of lines.
+        tiling: How to cut.
+
+    Yields:
+        Place and pixels ``(size, size, C)`` of each tile. Those of a row come as soon as its last line has come.
+    """
+    kept: list[NDArray[Any]] = []
+    first, count, due = 0, 0, 0  # the first line that is kept, how many are, and where the next row of tiles begins
+    for block in blocks:
+        kept.append(block)
+        count += len(block)
+        while first + count >= due + tiling.size:
+            lines = kept[0] if len(kept) == 1 else np.concatenate(kept)
+            yield from _row(lines, first, due, tiling)
+            kept = [lines[due - first :]]  # the last row of tiles may begin anywhere behind this one
+            first, count, due = due, first + count - due, due + tiling.step
+    if count:
+        lines = np.concatenate(kept)
+        last = tiling.padded(first + count) - tiling.size
+        if last > first or due == 0:
+            yield from _row(lines, first, last, tiling)
+
+
+def _row(lines: NDArray[Any], first: int, top: int, tiling: Tiling) -> Iterator[tuple[Place, NDArray[Any]]]:
+    rows = lines[pixels(len(lines), top - first, tiling.size)]
+    height, width = min(tiling.size, first + len(lines) - top), lines.shape[1]
+    for left in tiling.starts(width):
+        yield Place(top, left, height, width), np.ascontiguousarray(rows[:, pixels(width, left, tiling.size)])
+
+
+class Mosaic:
+    """Joins the maps of tiles, which come row by row from the left, into lines of the image's map.
+
+    Args:
+        width: Width of the image in pixels.
+        tiling: How it was cut.
+    """
+
+    def __init__(self, width: int, tiling: Tiling) -> None:
+        self._columns = -(-width // STRIDE)
+        self._tiling = tiling
+        self._last = tiling.starts(width)[-1]
+        self._row = _Joint(tiling, axis=1)
+        self._parts: list[NDArray[np.float32]] = []
+        self._rows = _Joint(tiling, axis=0)
+
+    def add(self, place: Place, tile_map: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the next tile's map ``(size / 4, size / 4)``; give the lines ``(h, W / 4)`` that no other will change.
+
+        There are none but behind the last tile of a row.
+        """
+        self._parts.append(self._row.add(place.left, tile_map))
+        if place.left < self._last:
+            return np.empty((0, self._columns), np.float32)
+        row = np.concatenate([*self._parts, self._row.rest()], axis=1)
+        self._row, self._parts = _Joint(self._tiling, axis=1), []
+        return self._rows.add(place.top, row[: -(-place.height // STRIDE), : self._columns])
+
+    def rest(self) -> NDArray[np.float32]:
+        """Give the lines that wait for another row of tiles, when there is none."""
+        return self._rows.rest()
+
+
+class _Joint:
+    """Joins overlapping pieces along an axis, each faded into the next."""
+
+    def __init__(self, tiling: Tiling, axis: int) -> None:
+        overlap, margin = tiling.overlap // STRIDE, tiling.margin // STRIDE
+        self._axis = axis
+        self._waiting = overlap - margin  # positions that another piece may change
+        faded = overlap - 2 * margin
+        self._fade = (np.arange(faded, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(faded)
+        self._tail: NDArray[np.float32] | None = None
+        self._done = 0
+
+    def add(self, start: int, piece: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take a piece that begins at pixel ``start``; give what no other piece will change."""
+        piece = np.moveaxis(piece, self._axis, 0)[self._done - start // STRIDE :]
+        if self._tail is not None:
+            piece, before, faded = piece.copy(), self._tail, len(self._fade)
+            piece[:faded] = before[:faded] + self._fade * (piece[:faded] - before[:faded])
+        ready = max(0, len(piece) - self._waiting)
+        self._tail = piece[ready:]
+        self._done += ready
+        return np.moveaxis(piece[:ready], 0, self._axis)
+
+    def rest(self) -> NDArray[np.float32]:
+        """Give what waits for another piece, when there is none."""
+        assert self._tail is not None  # there is a piece
+        return np.moveaxis(self._tail, 0, self._axis)
