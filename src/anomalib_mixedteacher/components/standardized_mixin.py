@@ -65,8 +65,7 @@ class StandardizedMapMixin(DistillationMixin):
         tiling = self._tiling
         if tiling is None:
             return images, paths
-        places = tiling.places(*images.shape[-2:])
-        drawn = [[places[k] for k in torch.randperm(len(places))[: self.tiles_per_image].tolist()] for _ in images]
+        drawn = [_drawn(images.shape[-2], images.shape[-1], self.tiles_per_image, tiling) for _ in images]
         tiles = torch.cat([take(image, some, tiling) for image, some in zip(images, drawn, strict=True)])
         if not paths:
             return tiles, None
@@ -132,6 +131,17 @@ class StandardizedMapMixin(DistillationMixin):
             msg = "tile_size takes images at their own size: leave image_size out."
             raise ConfigurationError(msg)
         return default_pre_processor(None if tile_size else image_size or IMAGE_SIZE)
+
+
+def _drawn(height: int, width: int, count: int, tiling: Tiling) -> list[Place]:
+    """Draw tiles from all places in steps of an eighth of their size, so that the cache meets them again."""
+    step = tiling.size // 8
+    rows, columns = ((tiling.padded(side) - tiling.size) // step + 1 for side in (height, width))
+    drawn = torch.randperm(rows * columns)[:count].tolist()
+    return [
+        Place(top, left, min(tiling.size, height - top), width)
+        for top, left in ((place // columns * step, place % columns * step) for place in drawn)
+    ]
 
 
 def _name(path: str, place: Place) -> str:

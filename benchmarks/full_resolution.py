@@ -1,0 +1,175 @@
+"""What tiles find on whole strips that resized strips hide, and whether their seams show.
+
+    python benchmarks/full_resolution.py --output runs/full_resolution
+    python benchmarks/full_resolution.py --output runs/full_resolution --seeds 0 --epochs 10
+
+Trains MixedTeacher in tiles and on strips that are resized to 256 x 256, with the same teachers, seeds and good images,
+and judges the raw scores and maps of the test strips. Each training adds its figures to the output folder; the same
+command goes on where it stopped, and writes the table, table.md.
+
+Smallest defect: pixels of the smallest region of a mask within which the map is higher than anywhere on good strips.
+Seam: mean map of good strips on the lines and columns where tiles meet, as a part of that elsewhere.
+Shift: correlation of the maps of a good strip and of the same strip without its first half tile.
+"""
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from anomalib_mixedteacher import MixedTeacher
+from anomalib_mixedteacher.benchmark.scores import Predictions, predict, region_overlap, summarize
+from mixedteacher_edge.tiling import Tiling
+
+TILE = 256
+WAYS = ("squeezed", "tiles")
+
+
+def load_data(root: Path) -> Folder:
+    """Load the strips; a fifth of the good training strips is held out."""
+    kinds = sorted(path.name for path in (root / "ground_truth").iterdir())
+    return Folder(
+        name=root.name,
+        root=root,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=[f"test/{kind}" for kind in kinds],
+        mask_dir=[f"ground_truth/{kind}" for kind in kinds],
+        train_batch_size=1,
+        eval_batch_size=1,
+        num_workers=0,
+        val_split_mode="from_train",
+        val_split_ratio=0.2,
+    )
+
+
+def measure(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train once, and judge the test strips."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    datamodule = load_data(options.data)
+    tiled = {"tile_size": TILE, "tiles_per_image": options.tiles} if way == "tiles" else {}
+    model = MixedTeacher(**tiled)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        engine = Engine(
+            max_epochs=options.epochs,
+            check_val_every_n_epoch=options.epochs,
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        engine.fit(model=model, datamodule=datamodule)
+    seconds = time.perf_counter() - start
+    engine.trainer.save_checkpoint(options.output / f"{way}-{seed}.ckpt")
+    predictions = predict(model, datamodule)
+    figures: dict[str, Any] = summarize(predictions)
+    figures["PRO"] = region_overlap(predictions)[0]
+    figures |= {f"{kind} image_AUROC": of_kind(predictions, kind) for kind in sorted(set(predictions.kinds) - {"good"})}
+    figures["smallest defect"] = smallest_defect(predictions)
+    if way == "tiles":
+        figures |= seams(model, datamodule)
+    figures = {name: round(float(value), 4) for name, value in figures.items()}
+    return {"way": way, "seed": seed, "epochs": options.epochs, "train_seconds": round(seconds, 1), **figures}
+
+
+def of_kind(p: Predictions, kind: str) -> float:
+    """Give the image AUROC of one kind of defect."""
+    chosen = torch.tensor([of in {kind, "good"} for of in p.kinds])
+    kinds = [of for of in p.kinds if of in {kind, "good"}]
+    return summarize(Predictions(p.scores[chosen], p.maps[chosen], p.labels[chosen], p.masks[chosen], kinds))[
+        "image_AUROC"
+    ]
+
+
+def smallest_defect(p: Predictions) -> float:
+    """Give the pixels of the smallest region that stands out above every good strip; NaN if none does."""
+    highest = p.maps[p.labels == 0].amax()
+    found = []
+    for anomaly_map, mask in zip(p.maps.numpy(), p.masks.numpy(), strict=True):
+        regions, count = ndimage.label(mask, np.ones((3, 3)))
+        tops = ndimage.maximum(anomaly_map, regions, range(1, count + 1))
+        areas = ndimage.sum(mask, regions, range(1, count + 1))
+        found += [area for top, area in zip(tops, areas, strict=True) if top > highest]
+    return min(found, default=float("nan"))
+
+
+@torch.no_grad()
+def seams(model: Any, datamodule: Folder) -> dict[str, float]:
+    """Look for the seams of tiles on the good strips of all splits."""
+    tiling, maps, shifted = Tiling(TILE), [], []
+    for split in ("train", "val", "test"):
+        for batch in getattr(datamodule, f"{split}_dataloader")():
+            if not bool(batch.gt_label):
+                images = model.pre_processor.transform(batch.image)
+                maps.append(model.model(images).anomaly_map[0, 0].numpy())
+                shifted.append(model.model(images[..., TILE // 2 :]).anomaly_map[0, 0].numpy())
+    mean: NDArray[Any] = np.mean(maps, axis=0)
+    joints = np.array([start + tiling.overlap // 2 for start in tiling.starts(mean.shape[1])[1:]])
+    at = np.zeros(mean.shape[1], bool)
+    at[(joints[:, None] + np.arange(-16, 16)).ravel()] = True
+    pairs = [(one[:, TILE // 2 :].ravel(), other.ravel()) for one, other in zip(maps, shifted, strict=True)]
+    return {
+        "good strips": len(maps),
+        "seam": float(mean[:, at].mean() / mean[:, ~at].mean()),
+        "shift": fmean(float(np.corrcoef(*pair)[0, 1]) for pair in pairs),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Make a Markdown table, the mean over seeds."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in {"way", "seed", "epochs"}))
+    seeds = len({row["seed"] for row in rows})
+    lines = [f"| mean of {seeds} seed{'s' * (seeds > 1)} | " + " | ".join(WAYS) + " |", "| --- | --- | --- |"]
+    for name in names:
+        cells = []
+        for way in WAYS:
+            values = [row[name] for row in rows if row["way"] == way and name in row]
+            cells.append(
+                f"{fmean(values):.3f}" if values and max(values) < 5 else f"{fmean(values):.0f}" if values else "-"
+            )
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/fabric_strips/fabric_03"), help="the strips")
+    parser.add_argument("--output", type=Path, required=True, help="folder for figures, checkpoints and table")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--tiles", type=int, default=8, help="tiles of each strip in a step")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "figures.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if row["epochs"] == options.epochs]
+    for seed in options.seeds:
+        for way in WAYS:
+            if not any((row["way"], row["seed"]) == (way, seed) for row in rows):
+                rows.append(measure(way, seed, options))
+                with path.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                print(json.dumps(rows[-1]), flush=True)
+    (options.output / "table.md").write_text(table(rows) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
