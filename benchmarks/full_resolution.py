@@ -60,8 +60,8 @@ def measure(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train once, and judge the test strips."""
     lightning.seed_everything(seed, workers=True, verbose=False)
     datamodule = load_data(options.data)
-    tiled = {"tile_size": TILE, "tiles_per_image": options.tiles} if way == "tiles" else {}
-    model = MixedTeacher(**tiled)  # type: ignore[arg-type]
+    tiled: dict[str, Any] = {"tile_size": TILE, "tiles_per_image": options.tiles} if way == "tiles" else {}
+    model = MixedTeacher(**tiled)
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(

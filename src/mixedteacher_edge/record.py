@@ -23,6 +23,7 @@ class ModelRecord:
         precision: ``FP32``, ``FP16``, ``INT8`` (weights only), ``INT8_PTQ`` or ``INT8_ACQ``.
         image_size: Height and width to which the graph resizes images; ``None`` if it does not.
         tile_size: Side of the tiles into which images are cut; ``None`` if they are not.
+        profile: What good images reach across a web (see :func:`~.tiling.web_profile`); ``None`` if it is not used.
         teacher_weights: Where the teachers' weights came from.
         fingerprints: SHA-256 of each teacher's weights, by backbone.
         training_data: ``images``, ``sha256`` and ``bits`` of the training images; ``None`` if unknown.
@@ -37,6 +38,7 @@ class ModelRecord:
     precision: str
     image_size: tuple[int, int] | None = None
     tile_size: int | None = None
+    profile: tuple[float, ...] | None = None
     teacher_weights: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_data: dict[str, Any] | None = None
@@ -83,6 +85,8 @@ def read_record(model: Path) -> ModelRecord | None:
         if values.get("image_size") is not None:
             height, width = values["image_size"]
             values["image_size"] = (int(height), int(width))
+        if values.get("profile") is not None:
+            values["profile"] = tuple(map(float, values["profile"]))
         if values.get("thresholds") is not None:
             values["thresholds"] = Thresholds.read(values["thresholds"])
         return ModelRecord(**values | {"files": dict(values["files"])})

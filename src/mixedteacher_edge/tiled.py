@@ -1,7 +1,7 @@
 """Images of any size, and webs without an end: tile by tile through the model."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -36,16 +36,24 @@ class TiledRunner(ImageRunner):
         core: OpenVINO.
         graph: Graph of this package's for one tile, with its verdict.
         tiling: How images are cut.
+        profile: See :class:`~.tiling.Mosaic`.
         max_pixels: Most pixels that a file may have.
         kwargs: Further arguments of :class:`ImageRunner`.
     """
 
     def __init__(
-        self, core: openvino.Core, graph: openvino.Model, tiling: Tiling, max_pixels: int | None, **kwargs: Any
+        self,
+        core: openvino.Core,
+        graph: openvino.Model,
+        tiling: Tiling,
+        profile: Sequence[float] | None = None,
+        max_pixels: int | None = None,
+        **kwargs: Any,
     ) -> None:
         self._verdict = graphs.verdict(graph)
         super().__init__(core, graphs.raw(graph), **kwargs)
         self.tiling = tiling
+        self._profile = None if profile is None else np.asarray(profile, np.float32)
         self._max_pixels = max_pixels
 
     def run(self, images: Iterable[Named], queue_size: int | None = None) -> Generator[Outcome, None, None]:
@@ -107,10 +115,13 @@ class TiledRunner(ImageRunner):
                 yield from ends()  # of images without a tile
                 name, place = expected.popleft()
                 assert isinstance(place, Place)
+                try:
+                    mosaic = mosaic or Mosaic(place.width, self.tiling, self._profile)
+                except DataError as error:
+                    outputs = error
                 if isinstance(outputs, DataError):
                     failure = failure or outputs
-                elif failure is None:
-                    mosaic = mosaic or Mosaic(place.width, self.tiling)
+                elif failure is None and mosaic is not None:
                     yield name, mosaic.add(place, outputs["anomaly_map"][0, 0])
                 yield from ends()
         yield from ends()
@@ -130,5 +141,5 @@ def make_runner(
 ) -> ImageRunner:
     """Make what runs a graph as its record says; see :class:`ImageRunner` and :class:`TiledRunner`."""
     if record is not None and record.tile_size is not None:
-        return TiledRunner(core, graph, Tiling(record.tile_size), max_pixels, **kwargs)
+        return TiledRunner(core, graph, Tiling(record.tile_size), record.profile, max_pixels, **kwargs)
     return ImageRunner(core, graph, image_size=record.image_size if record else None, **kwargs)

@@ -7,16 +7,18 @@ the eighth between them one map fades into the other. An image smaller than a ti
 Training, prediction in torch and the runtime beside the camera all use this module.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixedteacher_edge.errors import ConfigurationError
+from mixedteacher_edge.errors import ConfigurationError, DataError
 
 STRIDE = 4  # pixels of the image along a side of one of the map
+_LEVEL = 0.99  # of a column's values on good images
+_LEAST = 1e-6  # of a profile, if good images give nothing at all
 _UNIT = 64  # tiles are multiples of it, so that overlap, margin and fade are whole pixels of the map
 
 
@@ -137,10 +139,18 @@ class Mosaic:
     Args:
         width: Width of the image in pixels.
         tiling: How it was cut.
+        profile: See :func:`web_profile`; the map is divided by it.
+
+    Raises:
+        DataError: If the profile is of images of another width.
     """
 
-    def __init__(self, width: int, tiling: Tiling) -> None:
+    def __init__(self, width: int, tiling: Tiling, profile: NDArray[np.float32] | None = None) -> None:
         self._columns = -(-width // STRIDE)
+        if profile is not None and len(profile) != self._columns:
+            msg = f"An image is {width} pixels wide, not {STRIDE * len(profile)} as the good images: train without "
+            raise DataError(msg + "standardize=position for images of several widths.")
+        self._profile = np.ones(self._columns, np.float32) if profile is None else profile
         self._tiling = tiling
         self._last = tiling.starts(width)[-1]
         self._row = _Joint(tiling, axis=1)
@@ -157,11 +167,31 @@ class Mosaic:
             return np.empty((0, self._columns), np.float32)
         row = np.concatenate([*self._parts, self._row.rest()], axis=1)
         self._row, self._parts = _Joint(self._tiling, axis=1), []
-        return self._rows.add(place.top, row[: -(-place.height // STRIDE), : self._columns])
+        row = row[: -(-place.height // STRIDE), : self._columns]
+        return self._rows.add(place.top, np.divide(row, self._profile, dtype=np.float32))
 
     def rest(self) -> NDArray[np.float32]:
         """Give the lines that wait for another row of tiles, when there is none."""
         return self._rows.rest()
+
+
+def web_profile(maps: Sequence[NDArray[np.float32]], tiling: Tiling) -> NDArray[np.float32]:
+    """Give what the maps of good images reach at each position across a web.
+
+    It is the 99th percentile of a column's values, or that of the highest column within an overlap on either side,
+    since webs wander; the profile's median at least.
+
+    Args:
+        maps: Joined maps ``(H / 4, W / 4)`` of good images of one width.
+        tiling: How they were cut.
+
+    Returns:
+        Profile ``(W / 4,)``, positive.
+    """
+    levels = np.quantile(np.concatenate(maps), _LEVEL, axis=0)
+    reach = tiling.overlap // STRIDE
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(levels, reach, "edge"), 2 * reach + 1).max(axis=1)
+    return np.maximum(around, max(np.median(around), _LEAST)).astype(np.float32)
 
 
 class _Joint:

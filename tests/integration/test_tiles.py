@@ -7,7 +7,7 @@ from anomalib.deploy import CompressionType
 from PIL import Image
 
 from anomalib_mixedteacher import NormalCalibratedPostProcessor
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
 from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint
 from mixedteacher_edge import EdgeDetector, LineScan
 from mixedteacher_edge.calibrate import calibrate_export
@@ -44,6 +44,22 @@ def test_torch_checkpoint_runtime_and_line_scan_agree(trained, exported, name):
         scan = list(LineScan(detector, (rgb[start : start + 7] for start in range(0, size[0], 7)), 32))
         lines = np.concatenate([block.prediction.anomaly_map for block in scan])
         np.testing.assert_allclose(lines, edge.anomaly_map, atol=1e-6)
+
+
+def test_a_profile_across_the_web_is_the_same_everywhere(trained, exported):
+    arguments = TILED | {"standardize": "position"}
+    run = trained(**arguments)
+    restored = type(run.model).load_from_checkpoint(run.checkpoint)
+    detector = EdgeDetector(exported(**arguments))
+    assert len(detector.record.profile) == 24  # good images are 96 pixels wide
+    for height in (64, 130):
+        rgb = picture((height, 96))
+        expected, edge = predicted(run.model, rgb), detector.predict(rgb)
+        np.testing.assert_allclose(predicted(restored, rgb).anomaly_map, expected.anomaly_map, atol=1e-5)
+        np.testing.assert_allclose(edge.anomaly_map, expected.anomaly_map[0, 0, ::4, ::4], atol=1e-4)
+        assert edge.score == pytest.approx(expected.pred_score.item(), abs=1e-4)
+    with pytest.raises(DataError, match="An image is 100 pixels wide, not 96 as the good images"):
+        predicted(run.model, picture((64, 100)))
 
 
 @torch.no_grad()
@@ -124,6 +140,8 @@ def test_teachers_see_a_tile_once(build_model, make_data, make_engine):
     [
         ({"image_size": (64, 64)}, "tile_size takes images at their own size: leave image_size out"),
         ({"tile_size": 100}, "tile_size must be a multiple of 64, such as 256, not 100"),
+        ({"standardize": "web"}, "Unknown standardize 'web': choose one of tile, position"),
+        ({"standardize": "position", "tile_size": None}, "standardize=position is for images that are cut into tiles"),
         ({"fusion": "product"}, "fusion=product would show the borders of tiles: use standardized_sum with tile_size"),
     ],
 )

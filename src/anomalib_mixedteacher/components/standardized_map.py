@@ -1,22 +1,25 @@
 """Anomaly maps of distances that are compared with those of good images at the same position."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from anomalib.data import InferenceBatch
+from numpy.typing import NDArray
 from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.tiles import predict_tiled, stack_predictions
+from anomalib_mixedteacher.components.tiles import Tiles, as_prediction, join_tiles, stack_predictions
 from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
-from mixedteacher_edge.tiling import STRIDE, Place, Tiling
+from mixedteacher_edge.tiling import STRIDE, Place, Tiling, web_profile
 
 Fusion = Literal["standardized_sum", "product"]
+Standardize = Literal["tile", "position"]
 
 _LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
 _LEAST_SPREAD = 0.01  # of the mean at a position, for a single good image or copies of one
@@ -135,11 +138,15 @@ class StandardizedMapModel(DistillationModel):
         students: See :class:`DistillationModel`.
         generator: The anomaly map generator.
         tile_size: Side in pixels of the tiles into which images are cut; ``None`` takes them whole.
+        standardize: What good images are compared by where images are cut: the position within a ``"tile"``, or that
+            and the ``"position"`` across the image's width, as of a web whose edges look otherwise than its middle.
 
     Raises:
         ConfigurationError: If images are cut, and the tiles are not a multiple of 64 or the fusion has no standardised
-            map.
+            map; if ``standardize`` is unknown, or ``"position"`` and images are not cut.
     """
+
+    good_profile: torch.Tensor  # across the image's width; empty until it is known, or where it is not used
 
     def __init__(
         self,
@@ -147,16 +154,31 @@ class StandardizedMapModel(DistillationModel):
         students: Mapping[str, nn.Module],
         generator: StandardizedMap,
         tile_size: int | None = None,
+        standardize: Standardize = "tile",
     ) -> None:
         super().__init__(teachers, students)
         self.anomaly_map_generator = generator
         self.min_side = max(MIN_SIDE, generator.min_side)
-        self.tile_size = tile_size
+        self.tile_size, self.standardize = tile_size, standardize
+        self.register_buffer("good_profile", torch.empty(0))
+        if standardize not in get_args(Standardize):
+            msg = f"Unknown standardize {standardize!r}: choose one of {', '.join(get_args(Standardize))}."
+            raise ConfigurationError(msg)
+        if tile_size is None and standardize != "tile":
+            msg = f"standardize={standardize} is for images that are cut into tiles: give tile_size, or leave it out."
+            raise ConfigurationError(msg)
         if tile_size is not None:
             Tiling(tile_size)
             if not generator.needs_good_statistics:
                 msg = f"fusion={generator.fusion} would show the borders of tiles: use standardized_sum with tile_size."
                 raise ConfigurationError(msg)
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How images are cut; ``None`` if they are not."""
+        if self.tile_size is None:
+            return None
+        return Tiles(Tiling(self.tile_size), self.good_profile if self.good_profile.numel() else None)
 
     def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
         """Compute predictions; the score is the maximum of the map before its upsampling to the image.
@@ -172,7 +194,31 @@ class StandardizedMapModel(DistillationModel):
         """Compute features in training mode, predictions in evaluation mode; an exported graph takes one tile."""
         if self.training or self.tile_size is None or torch.compiler.is_compiling():
             return super().forward(images)
-        return stack_predictions([predict_tiled(image, Tiling(self.tile_size), self._tile_maps) for image in images])
+        return stack_predictions([as_prediction(self.joined_map(image), image) for image in images])
+
+    def joined_map(
+        self, image: torch.Tensor, predict: Callable[[torch.Tensor, Sequence[Place]], torch.Tensor] | None = None
+    ) -> NDArray[np.float32]:
+        """Compute the map of an image from its tiles; see :func:`~.tiles.join_tiles`."""
+        assert self.tiles is not None  # there are tiles
+        return join_tiles(image, self.tiles, predict or self._tile_maps)
+
+    @torch.no_grad()
+    def set_good_profile(self, images: Iterable[torch.Tensor]) -> None:
+        """Set what good images reach across their width.
+
+        Args:
+            images: Normalised good images of shape ``(3, H, W)``, of one width.
+        """
+        self.good_profile = self.good_profile.new_empty(0)
+        assert self.tiles is not None  # there are tiles
+        profile = web_profile([self.joined_map(image) for image in images], self.tiles.tiling)
+        self.good_profile = torch.from_numpy(profile).to(self.good_profile)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if (saved := state_dict.get(f"{prefix}good_profile")) is not None:  # as wide as the good images were
+            self.good_profile = self.good_profile.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _tile_maps(self, tiles: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         del places

@@ -11,7 +11,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES, DistillationMixin
 from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, default_pre_processor
 from anomalib_mixedteacher.components.standardized_map import StandardizedMapModel
-from anomalib_mixedteacher.components.tiles import predict_tiled, stack_predictions, take
+from anomalib_mixedteacher.components.tiles import as_prediction, stack_predictions, take
 from anomalib_mixedteacher.components.training_data import check_equal_sizes
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.tiling import Place, Tiling
@@ -30,7 +30,7 @@ class StandardizedMapMixin(DistillationMixin):
 
     @property
     def _tiling(self) -> Tiling | None:
-        return None if self.model.tile_size is None else Tiling(self.model.tile_size)
+        return None if self.model.tiles is None else self.model.tiles.tiling
 
     def setup(self, stage: str) -> None:
         """Prepare as every model does, and refuse batches of images that anomalib would stretch to one size."""
@@ -80,7 +80,7 @@ class StandardizedMapMixin(DistillationMixin):
         for number, image in enumerate(images):
             of_tiles: list[torch.Tensor] = []
             predict = partial(self._tile_maps, paths[number] if paths else None, of_tiles)
-            predictions.append(predict_tiled(image, tiling, predict))
+            predictions.append(as_prediction(self.model.joined_map(image, predict), image))
             losses.append(torch.cat(of_tiles).mean())
         return stack_predictions(predictions), torch.stack(losses)
 
@@ -116,6 +116,8 @@ class StandardizedMapMixin(DistillationMixin):
         modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
         generator.set_good_statistics(self.good_features())
+        if self.model.standardize == "position":
+            self.model.set_good_profile(images[0] for images, _ in super()._good_images(at_once=1))
         for module, mode in modes.items():
             module.training = mode
         self._statistics_step = self.global_step

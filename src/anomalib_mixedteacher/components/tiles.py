@@ -1,14 +1,29 @@
 """Images cut into tiles, in torch; see :mod:`mixedteacher_edge.tiling`, which the runtime shares."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from anomalib.data import InferenceBatch
+from numpy.typing import NDArray
 
 from mixedteacher_edge.tiling import STRIDE, Mosaic, Place, Tiling, pixels
 
 TILES_AT_ONCE = 16
+
+
+class Tiles(NamedTuple):
+    """How a model works on the tiles of an image.
+
+    Attributes:
+        tiling: How to cut.
+        profile: What good images reach across their width, ``(W / 4,)``; see
+            :func:`~mixedteacher_edge.tiling.web_profile`.
+    """
+
+    tiling: Tiling
+    profile: torch.Tensor | None = None
 
 
 def take(image: torch.Tensor, places: Sequence[Place], tiling: Tiling) -> torch.Tensor:
@@ -29,30 +44,47 @@ def take(image: torch.Tensor, places: Sequence[Place], tiling: Tiling) -> torch.
     )
 
 
-def predict_tiled(
-    image: torch.Tensor, tiling: Tiling, predict: Callable[[torch.Tensor, Sequence[Place]], torch.Tensor]
-) -> InferenceBatch:
-    """Predict an image of any size from the maps of its tiles.
+def join_tiles(
+    image: torch.Tensor, tiles: Tiles, predict: Callable[[torch.Tensor, Sequence[Place]], torch.Tensor]
+) -> NDArray[np.float32]:
+    """Compute the map of an image of any size from those of its tiles.
 
     Args:
         image: Normalised image of shape ``(3, H, W)``.
-        tiling: How to cut.
+        tiles: How to cut.
         predict: Gives the maps ``(B, 1, size / 4, size / 4)`` of tiles ``(B, 3, size, size)`` and their places.
 
     Returns:
-        ``anomaly_map`` of shape ``(1, 1, H, W)``, each value of the joined map repeated over 4 x 4 pixels, and its
-        maximum, ``pred_score`` of shape ``(1, 1)``, not normalised.
+        Map of shape ``(H / 4, W / 4)``, sides rounded up.
+
+    Raises:
+        DataError: If the profile is of another width.
     """
-    height, width = image.shape[-2:]
-    mosaic, lines = Mosaic(width, tiling), []
-    all_places = tiling.places(height, width)
+    (height, width), (tiling, profile) = image.shape[-2:], tiles
+    mosaic = Mosaic(width, tiling, None if profile is None else profile.cpu().numpy())
+    lines, all_places = [], tiling.places(height, width)
     for start in range(0, len(all_places), TILES_AT_ONCE):
         places = all_places[start : start + TILES_AT_ONCE]
         maps = predict(take(image, places, tiling), places).detach().float().cpu().numpy()
         lines += [mosaic.add(place, tile_map[0]) for place, tile_map in zip(places, maps, strict=True)]
-    joined = torch.from_numpy(np.concatenate([*lines, mosaic.rest()])).to(image.device)[None, None]
-    repeated = joined.repeat_interleave(STRIDE, -2).repeat_interleave(STRIDE, -1)[..., :height, :width]
-    return InferenceBatch(anomaly_map=repeated, pred_score=joined.amax(dim=(-2, -1)))
+    return np.concatenate([*lines, mosaic.rest()])
+
+
+def as_prediction(joined: NDArray[np.float32], image: torch.Tensor) -> InferenceBatch:
+    """Make a prediction of an image's joined map.
+
+    Args:
+        joined: Map of shape ``(H / 4, W / 4)``.
+        image: The image ``(3, H, W)``.
+
+    Returns:
+        ``anomaly_map`` of shape ``(1, 1, H, W)``, each value repeated over 4 x 4 pixels, and ``pred_score`` of shape
+        ``(1, 1)``, its maximum; not normalised.
+    """
+    height, width = image.shape[-2:]
+    coarse = torch.from_numpy(joined).to(image.device)[None, None]
+    repeated = coarse.repeat_interleave(STRIDE, -2).repeat_interleave(STRIDE, -1)[..., :height, :width]
+    return InferenceBatch(anomaly_map=repeated, pred_score=coarse.amax(dim=(-2, -1)))
 
 
 def stack_predictions(predictions: Sequence[InferenceBatch]) -> InferenceBatch:

@@ -14,6 +14,7 @@ from timm.layers import Conv2dSame
 from torchmetrics import Metric
 from torchvision.transforms.v2 import Resize
 
+from anomalib_mixedteacher.components.tiles import Tiles
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
 
@@ -32,9 +33,9 @@ class LeanExport(_Base):
     """Names of networks that INT8 leaves in floating point."""
 
     @property
-    def tile_size(self) -> int | None:
-        """Side of the tiles into which images are cut; ``None`` if they are not."""
-        return getattr(self.model, "tile_size", None)
+    def tiles(self) -> Tiles | None:
+        """How images are cut into tiles; ``None`` if they are not."""
+        return getattr(self.model, "tiles", None)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -67,11 +68,12 @@ class LeanExport(_Base):
             ConfigurationError: If a backbone pads by the image's size, and nothing fixes that; if the model works in
                 tiles, and another size than theirs is given.
         """
-        if self.tile_size is not None:
-            if input_size not in {None, (self.tile_size, self.tile_size)}:
+        if self.tiles is not None:
+            size = (self.tiles.tiling.size,) * 2
+            if input_size not in {None, size}:
                 msg = "A model that works in tiles takes images of any size: leave input_size out."
                 raise ConfigurationError(msg)
-            input_size = (self.tile_size, self.tile_size)
+            input_size = size
         if input_size is None and not self._resizes() and any(isinstance(m, Conv2dSame) for m in self.model.modules()):
             msg = "The EfficientNet pads by the image's size: give input_size, or a pre-processor that resizes."
             raise ConfigurationError(msg)
@@ -79,7 +81,14 @@ class LeanExport(_Base):
         if input_size is None and self.input_size is None and not {"dynamic_axes", "dynamic_shapes"} & kwargs.keys():
             height, width = (32 * torch.export.Dim(name, min=2) for name in ("height_by_32", "width_by_32"))
             kwargs["dynamic_shapes"] = ({0: torch.export.Dim("batch_size"), 2: height, 3: width},)
-        return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        profile = getattr(self.model, "good_profile", None)
+        try:
+            if profile is not None:  # not part of a tile's graph; its width would not fit
+                self.model.good_profile = profile[:0]
+            return super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        finally:
+            if profile is not None:
+                self.model.good_profile = profile
 
     def _resizes(self) -> bool:
         """Tell whether the pre-processor resizes to a fixed height and width."""

@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 
 from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.tiles import Tiles
 from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality
@@ -93,7 +94,7 @@ def export_openvino(
         QuantizationError: If quantisation loses more AUROC than allowed; nothing is written then.
     """
     compression, provenance = compression or Compression(), provenance or {}
-    resize, datamodule, tile_size = resize_of(module), compression.datamodule, getattr(module, "tile_size", None)
+    resize, datamodule, tiles = resize_of(module), compression.datamodule, getattr(module, "tiles", None)
     post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
     thresholds = thresholds_of(post_processor)
     if post_processor is not None and thresholds is None:
@@ -105,17 +106,18 @@ def export_openvino(
         datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
         _warn_of_other_images(datamodule, provenance.get("training_data"))
     if compression.kind is not None:
-        model = _compressed(reference, compression, resize, tile_size)
+        model = _compressed(reference, compression, resize, tiles)
     if datamodule is not None:
-        measured = _measure(reference, model, compression, resize, tile_size)
+        measured = _measure(reference, model, compression, resize, tiles)
     if model is not reference and thresholds is not None and thresholds.image_scores:
-        thresholds = _recalibrated(thresholds, reference, model, datamodule, resize, tile_size)
+        thresholds = _recalibrated(thresholds, reference, model, datamodule, resize, tiles)
     record = ModelRecord(
         model=module.name,
         version=__version__,
         precision="FP32" if compression.kind is None else compression.kind.value.upper(),
         image_size=(resize.size[0], resize.size[1]) if resize is not None else input_size,
-        tile_size=tile_size,
+        tile_size=tiles.tiling.size if tiles else None,
+        profile=None if tiles is None or tiles.profile is None else tuple(tiles.profile.tolist()),
         quality=measured,
         thresholds=thresholds,
         score_threshold=1 - float(getattr(post_processor, "image_sensitivity", 0.5)),
@@ -153,7 +155,7 @@ def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] 
         )
 
 
-def _compressed(model: openvino.Model, compression: Compression, resize: Any, tile_size: int | None) -> openvino.Model:
+def _compressed(model: openvino.Model, compression: Compression, resize: Any, tiles: Tiles | None) -> openvino.Model:
     if compression.kind == CompressionType.FP16:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
@@ -167,8 +169,8 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any, ti
     count = min(quantize.MAX_IMAGES, len(datamodule.train_data))
     chosen = np.linspace(0, len(datamodule.train_data) - 1, count).round().astype(int).tolist()
     images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
-    if tile_size is not None:
-        images = quality.tiles_of(images, tile_size, -(-quantize.MAX_IMAGES // count))
+    if tiles is not None:
+        images = quality.tiles_of(images, tiles.tiling, -(-quantize.MAX_IMAGES // count))
     if compression.kind == CompressionType.INT8_PTQ:
         return quantize.quantize(model.clone(), images, compression.keep)
     labelled = quality.labelled(datamodule, ("val", "test"))
@@ -179,24 +181,24 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any, ti
 
     def measure(compiled: openvino.CompiledModel, some: Any) -> float:
         chosen = list(some)
-        return quality.auroc(quality.predict(compiled, chosen, [""] * len(chosen), tile_size))[metric]
+        return quality.auroc(quality.predict(compiled, chosen, [""] * len(chosen), tiles))[metric]
 
     return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop, compression.keep)
 
 
 def _measure(
-    reference: openvino.Model, model: openvino.Model, compression: Compression, resize: Any, tile_size: int | None
+    reference: openvino.Model, model: openvino.Model, compression: Compression, resize: Any, tiles: Tiles | None
 ) -> dict[str, float] | None:
     """Measure AUROC before and after, and refuse what loses too much, beyond what so many images leave open."""
     labelled = quality.labelled(compression.datamodule)  # type: ignore[arg-type]  # not None here
     if labelled is None:
         logger.warning("No defective images, so the exported model's AUROC is not measured.")
         return None
-    exact = quality.predict_dataset(reference, labelled, resize, tile_size)
+    exact = quality.predict_dataset(reference, labelled, resize, tiles)
     before, images = quality.auroc(exact), {"images": float(len(labelled))}
     if model is reference:
         return images | before
-    found = quality.predict_dataset(model, labelled, resize, tile_size)
+    found = quality.predict_dataset(model, labelled, resize, tiles)
     after = quality.auroc(found)
     losses = {name: before[name] - after[name] for name in before}
     if max(losses.values()) > compression.max_drop:
@@ -207,19 +209,19 @@ def _measure(
         )
         lost = f"Quantisation loses {lost} on {len(labelled)} images, with max_drop={compression.max_drop:g}"
         if max(low for low, _ in intervals.values()) > compression.max_drop:
-            layers = _blamed(reference, model, labelled, resize, tile_size)
+            layers = _blamed(reference, model, labelled, resize, tiles)
             msg = f"{lost}, mostly by {layers}: use INT8_ACQ, or FP16, or allow a larger max_drop."
             raise QuantizationError(msg)
         logger.warning("%s: too few images to tell; measure it on more of them.", lost)
     return images | after | {f"float_{name}": value for name, value in before.items()}
 
 
-def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, resize: Any, tile_size: int | None) -> str:
+def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, resize: Any, tiles: Tiles | None) -> str:
     from anomalib_mixedteacher.export import quantize
 
     chosen = np.unique(np.linspace(0, len(labelled) - 1, _BLAME_IMAGES).round().astype(int)).tolist()
     images = [image for image, _ in quality.batches(labelled.subsample(chosen), resize)]
-    images = images if tile_size is None else quality.tiles_of(images, tile_size, count=1)
+    images = images if tiles is None else quality.tiles_of(images, tiles.tiling, count=1)
     return ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
 
 
@@ -229,7 +231,7 @@ def _recalibrated(
     model: openvino.Model,
     datamodule: AnomalibDataModule | None,
     resize: Any,
-    tile_size: int | None,
+    tiles: Tiles | None,
 ) -> Thresholds:
     """Find the thresholds of a compressed model on its own scores of the images that set them.
 
@@ -241,12 +243,13 @@ def _recalibrated(
     exact, compiled = quality.compile_exactly(reference), quality.compile_exactly(model)
     known: list[float] = []
     found: list[tuple[float, float]] = []
-    judged = partial(part_scores, min_area=thresholds.min_area, per=thresholds.per, tile_size=tile_size)
+    size = tiles.tiling.size if tiles else None
+    judged = partial(part_scores, min_area=thresholds.min_area, per=thresholds.per, tile_size=size)
     held = getattr(datamodule, "val_data", None)
     for images, batch in quality.batches(held, resize) if held is not None else ():
         if not bool(batch.gt_label):
-            known += [score for score, _ in judged(*quality.run(exact, images, tile_size))]
-            found += judged(*quality.run(compiled, images, tile_size))
+            known += [score for score, _ in judged(*quality.run(exact, images, tiles))]
+            found += judged(*quality.run(compiled, images, tiles))
     if len(known) != len(thresholds.image_scores) or not np.allclose(
         np.sort(known), thresholds.image_scores, rtol=_SAME, atol=0
     ):

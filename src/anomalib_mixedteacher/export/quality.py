@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
-from anomalib_mixedteacher.components.tiles import predict_tiled, take
-from mixedteacher_edge.tiling import Place, Tiling
+from anomalib_mixedteacher.components.tiles import Tiles, join_tiles, take
+from mixedteacher_edge.tiling import STRIDE, Place, Tiling
 
 Images = NDArray[np.float32]
 
@@ -53,35 +53,34 @@ def labelled(datamodule: AnomalibDataModule, splits: Iterable[str] = ("test", "v
     return None
 
 
-def run(model: openvino.CompiledModel, images: Images, tile_size: int | None = None) -> tuple[float, Images]:
+def run(model: openvino.CompiledModel, images: Images, tiles: Tiles | None = None) -> tuple[float, Images]:
     """Run a graph over an image, whole or tile by tile.
 
     Args:
         model: Compiled graph with the outputs ``pred_score`` and ``anomaly_map``, not normalised.
         images: Image of shape ``(1, 3, H, W)``.
-        tile_size: Side of the tiles; ``None`` for the whole image.
+        tiles: How to cut; ``None`` for the whole image.
 
     Returns:
-        Score, and map of shape ``(H, W)``; of tiles as :func:`~.components.tiles.predict_tiled` gives it.
+        Score, and map of shape ``(H, W)``; of tiles each value is repeated over 4 x 4 pixels.
     """
 
-    def maps(tiles: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
+    def maps(parts: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         del places
-        return torch.cat([torch.from_numpy(model(tile[None].numpy())["anomaly_map"].copy()) for tile in tiles])
+        return torch.cat([torch.from_numpy(model(part[None].numpy())["anomaly_map"].copy()) for part in parts])
 
-    if tile_size is None:
+    if tiles is None:
         result = model(images)
         return float(result["pred_score"].item()), result["anomaly_map"].reshape(result["anomaly_map"].shape[-2:])
-    whole = predict_tiled(torch.from_numpy(images[0]), Tiling(tile_size), maps)
-    score, anomaly_map = torch.as_tensor(whole.pred_score), torch.as_tensor(whole.anomaly_map)
-    return score.item(), anomaly_map[0, 0].numpy()
+    joined = join_tiles(torch.from_numpy(images[0]), tiles, maps)
+    return float(joined.max()), joined.repeat(STRIDE, 0).repeat(STRIDE, 1)[: images.shape[-2], : images.shape[-1]]
 
 
 def predict(
     model: openvino.CompiledModel,
     items: Iterable[tuple[Images, Any]],
     kinds: list[str],
-    tile_size: int | None = None,
+    tiles: Tiles | None = None,
 ) -> Predictions:
     """Run a graph over labelled images; see :func:`run`.
 
@@ -89,14 +88,14 @@ def predict(
         model: Compiled graph with the outputs ``pred_score`` and ``anomaly_map``.
         items: What :func:`batches` yields.
         kinds: Kind of each image.
-        tile_size: Side of the tiles; ``None`` for whole images.
+        tiles: How to cut; ``None`` for whole images.
 
     Returns:
         Scores and maps as the graph gives them. Images without a mask count as good everywhere.
     """
     scores, maps, labels, masks = [], [], [], []
     for images, batch in items:
-        score, anomaly_map = run(model, images, tile_size)
+        score, anomaly_map = run(model, images, tiles)
         scores.append(torch.tensor([score]))
         size = anomaly_map.shape
         maps.append(torch.from_numpy(anomaly_map.copy())[None])
@@ -110,20 +109,19 @@ def predict(
     return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
 
 
-def predict_dataset(model: openvino.Model, dataset: Any, resize: Resize | None, tile_size: int | None) -> Predictions:
+def predict_dataset(model: openvino.Model, dataset: Any, resize: Resize | None, tiles: Tiles | None) -> Predictions:
     """Run a graph over an anomalib data set; see :func:`predict`."""
-    return predict(compile_exactly(model), batches(dataset, resize), image_kinds(dataset.samples), tile_size)
+    return predict(compile_exactly(model), batches(dataset, resize), image_kinds(dataset.samples), tiles)
 
 
-def tiles_of(images: Iterable[Images], tile_size: int, count: int) -> list[Images]:
+def tiles_of(images: Iterable[Images], tiling: Tiling, count: int) -> list[Images]:
     """Cut images into tiles of shape ``(1, 3, size, size)``, at most so many of each, spread evenly."""
-    tiling = Tiling(tile_size)
-    tiles: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
     for image in images:
         places = tiling.places(*image.shape[-2:])
         chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int).tolist()
-        tiles += take(torch.from_numpy(image[0]), [places[k] for k in chosen], tiling)[:, None].unbind()
-    return [tile.numpy() for tile in tiles]
+        found += take(torch.from_numpy(image[0]), [places[k] for k in chosen], tiling)[:, None].unbind()
+    return [tile.numpy() for tile in found]
 
 
 def auroc(predictions: Predictions) -> dict[str, float]:

@@ -145,7 +145,7 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             torch.as_tensor(outputs.pred_score).flatten()[good],
             None if outputs.anomaly_map is None else torch.as_tensor(outputs.anomaly_map)[good],
             [path for path, is_good in zip(paths, good.tolist(), strict=True) if is_good],
-            getattr(pl_module, "tile_size", None),
+            getattr(getattr(pl_module, "model", None), "tile_size", None),
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,8 +34,8 @@ def network() -> openvino.Model:
     return openvino.Model([ops.result(score), ops.result(anomaly_map)], [image], "tiny")
 
 
-def export(path: Path, thresholds: Thresholds = THRESHOLDS) -> Path:
-    record = ModelRecord("Tiny", "0", "FP32", tile_size=64, thresholds=thresholds)
+def export(path: Path, thresholds: Thresholds = THRESHOLDS, **values) -> Path:
+    record = ModelRecord("Tiny", "0", "FP32", tile_size=64, thresholds=thresholds, **values)
     return write_model(with_thresholds(network(), thresholds), record, path)
 
 
@@ -99,6 +99,19 @@ def test_a_line_scan_gives_the_map_of_the_whole_web(model, at_once, block):
     for part in blocks:
         top = raw(web)[part.first // 4 : -(-part.last // 4)].max()
         assert part.prediction.score == pytest.approx(THRESHOLDS.rescale(top).item(), abs=1e-5)
+
+
+def test_the_map_is_divided_by_the_profile_across_the_web(tmp_path):
+    profile = np.linspace(0.5, 2, 38)
+    detector = EdgeDetector(export(tmp_path / "model.xml", profile=tuple(profile.tolist())))
+    web = picture((300, 150))
+    expected = THRESHOLDS.rescale(raw(web) / profile, "pixel")
+    np.testing.assert_allclose(detector.predict(web).anomaly_map, expected, atol=1e-5)
+    lines = np.concatenate([block.prediction.anomaly_map for block in LineScan(detector, [web])])
+    np.testing.assert_allclose(lines, expected, atol=1e-5)
+    items = list(detector.stream([picture((100, 160)), web]))
+    assert items[0].error.startswith("An image is 160 pixels wide, not 152 as the good images: train without")
+    assert items[1].prediction is not None
 
 
 def test_a_line_scan_answers_while_lines_come(model):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mixedteacher_edge.errors import ConfigurationError
-from mixedteacher_edge.tiling import Mosaic, Tiling, cut
+from mixedteacher_edge.tiling import Mosaic, Tiling, cut, web_profile
 
 SHAPES = [(70, 50), (64, 64), (65, 67), (64, 333), (300, 64), (257, 261), (112, 113)]
 
@@ -57,6 +57,20 @@ def test_tiles_come_as_soon_as_their_lines_have_come():
 
     at = {place.top: len(read) for place, _ in cut(lines(), Tiling(64))}
     assert at == {0: 64, 48: 112, 96: 160, 136: 200}
+
+
+def test_a_profile_is_what_good_images_reach_nearby_and_its_median_at_least():
+    rng = np.random.default_rng(0)
+    maps = [rng.random((rows, 60), np.float32) / 10 for rows in (30, 51)]
+    for single in maps:
+        single[:, 20] += 5
+    found = web_profile(maps, Tiling(64))
+    levels = np.quantile(np.concatenate(maps).astype(np.float64), 0.99, axis=0)
+    nearby = np.array([levels[max(0, x - 4) : x + 5].max() for x in range(60)])  # an overlap is 16 pixels
+    np.testing.assert_allclose(found, np.maximum(nearby, np.median(nearby)), rtol=1e-6)
+    assert (found[16:25] > 5).all()
+    assert found.min() == pytest.approx(np.median(nearby))
+    assert (web_profile([np.zeros((4, 20), np.float32)], Tiling(64)) > 0).all()
 
 
 @pytest.mark.parametrize("size", [0, 32, 100, -64])

@@ -8,7 +8,7 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.standardized_map import Fusion
+from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize
 from anomalib_mixedteacher.components.standardized_mixin import StandardizedMapMixin
 from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import Architecture, MixedTeacherModel
@@ -34,6 +34,8 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         image_size: Height and width in pixels to which the default pre-processor resizes; 256 x 256 by default.
         tile_size: Side of the tiles into which images are cut at their own size, a multiple of 64; by default images
             are resized instead.
+        standardize: What tiles of good images are compared by: the position within a ``"tile"``, or with it the
+            ``"position"`` across the image's width, for webs of one width whose edges look otherwise than their middle.
         tiles_per_image: Tiles of each image that a training step takes, drawn anew each time.
         learning_rate: A tenth of the one-cycle schedule's peak, as the official code has it.
         max_epochs: Epochs to train where the trainer is given no limit.
@@ -67,6 +69,7 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         image_size: tuple[int, int] | None = None,
         tile_size: int | None = None,
         tiles_per_image: int = 8,
+        standardize: Standardize = "tile",
         learning_rate: float = 4e-4,
         max_epochs: int = 50,
         feature_cache: int = 2048,
@@ -81,9 +84,8 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.model = MixedTeacherModel(
-            architecture, resnet_layers, efficientnet, efficientnet_blocks, fusion, sigma, tile_size
-        )
+        teachers = (architecture, resnet_layers, efficientnet, efficientnet_blocks)
+        self.model = MixedTeacherModel(*teachers, fusion, sigma, tile_size, standardize)
         self.loss = MixedTeacherLoss()
         if "lite" not in self.model.teachers["efficientnet"].backbone:
             self.float_networks = ("efficientnet",)  # INT8 cuts unbounded activations where a bright defect drives them

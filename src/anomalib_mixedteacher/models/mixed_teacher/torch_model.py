@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
-from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMapModel
+from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
@@ -84,6 +84,7 @@ class MixedTeacherModel(StandardizedMapModel):
         fusion: See :class:`AnomalyMapGenerator`.
         sigma: See :class:`AnomalyMapGenerator`.
         tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
+        standardize: Likewise.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices.
@@ -98,6 +99,7 @@ class MixedTeacherModel(StandardizedMapModel):
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
         tile_size: int | None = None,
+        standardize: Standardize = "tile",
     ) -> None:
         if architecture not in get_args(Architecture):
             msg = f"Unknown architecture {architecture!r}: choose one of {', '.join(get_args(Architecture))}."
@@ -128,4 +130,4 @@ class MixedTeacherModel(StandardizedMapModel):
                 "efficientnet": FeatureExtractor(teachers["efficientnet"].backbone, blocks),
             }
         layers = (len(resnet_layers), len(efficientnet_blocks))
-        super().__init__(teachers, students, AnomalyMapGenerator(fusion, sigma, layers), tile_size)
+        super().__init__(teachers, students, AnomalyMapGenerator(fusion, sigma, layers), tile_size, standardize)

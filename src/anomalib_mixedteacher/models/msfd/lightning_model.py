@@ -8,7 +8,7 @@ from anomalib.models import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_mixedteacher.components.standardized_map import Fusion
+from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize
 from anomalib_mixedteacher.components.standardized_mixin import StandardizedMapMixin
 from anomalib_mixedteacher.models.msfd.loss import MsfdLoss
 from anomalib_mixedteacher.models.msfd.torch_model import MsfdModel
@@ -34,6 +34,8 @@ class Msfd(StandardizedMapMixin, AnomalibModule):
         image_size: Height and width in pixels to which the default pre-processor resizes; 256 x 256 by default.
         tile_size: Side of the tiles into which images are cut at their own size, a multiple of 64; by default images
             are resized instead.
+        standardize: What tiles of good images are compared by: the position within a ``"tile"``, or with it the
+            ``"position"`` across the image's width, for webs of one width whose edges look otherwise than their middle.
         tiles_per_image: Tiles of each image that a training step takes, drawn anew each time.
         learning_rate: A tenth of the one-cycle schedule's peak.
         max_epochs: Epochs to train where the trainer is given no limit.
@@ -66,6 +68,7 @@ class Msfd(StandardizedMapMixin, AnomalibModule):
         image_size: tuple[int, int] | None = None,
         tile_size: int | None = None,
         tiles_per_image: int = 8,
+        standardize: Standardize = "tile",
         learning_rate: float = 4e-4,
         max_epochs: int = 50,
         feature_cache: int = 2048,
@@ -80,7 +83,7 @@ class Msfd(StandardizedMapMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.model = MsfdModel(backbone, layers, cosine_weight, fusion, sigma, tile_size)
+        self.model = MsfdModel(backbone, layers, cosine_weight, fusion, sigma, tile_size, standardize)
         self.loss = MsfdLoss(cosine_weight)
         self.tiles_per_image = tiles_per_image
         self.set_recipe(str(teacher_weights), learning_rate, max_epochs, feature_cache)

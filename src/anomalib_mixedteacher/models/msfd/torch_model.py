@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.receptive_field import receptive_fields
-from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMapModel
+from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
 
@@ -21,6 +21,7 @@ class MsfdModel(StandardizedMapModel):
         fusion: See :class:`AnomalyMapGenerator`.
         sigma: See :class:`AnomalyMapGenerator`.
         tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
+        standardize: Likewise.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices or out of its range.
@@ -34,8 +35,9 @@ class MsfdModel(StandardizedMapModel):
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
         tile_size: int | None = None,
+        standardize: Standardize = "tile",
     ) -> None:
         names = [f"layer{layer}" for layer in layers]
         student = FeatureExtractor(backbone, names)
         generator = AnomalyMapGenerator(receptive_fields(student), cosine_weight, fusion, sigma)
-        super().__init__({NAME: Teacher(backbone, names)}, {NAME: student}, generator, tile_size)
+        super().__init__({NAME: Teacher(backbone, names)}, {NAME: student}, generator, tile_size, standardize)
