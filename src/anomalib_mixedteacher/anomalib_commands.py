@@ -29,7 +29,7 @@ from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export import MAX_DROP
 from anomalib_mixedteacher.models.restore import read_checkpoint
 from anomalib_mixedteacher.post_processing.restore import given_sensitivities
-from anomalib_mixedteacher.training_output import TrainingOutput, print_results
+from anomalib_mixedteacher.training_output import TrainingOutput, print_export, print_results
 from mixedteacher_edge.calibrate import set_thresholds
 
 EXAMPLE = """usage: mixedteacher {command} [options]
@@ -217,9 +217,11 @@ def _export(export: Callable[..., Any], thresholds: dict[str, float], **argument
     if path is not None and given_sensitivities(model.post_processor):
         arguments["model"] = type(model).load_from_checkpoint(path, post_processor=model.post_processor)
         arguments["ckpt_path"] = None
+    arguments["onnx_kwargs"] = {"verbose": False} | (arguments.get("onnx_kwargs") or {})
     exported = export(**arguments)
     if thresholds:
         set_thresholds(exported, exported, **thresholds)
+    print_export(exported)
 
 
 def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoReturn:

@@ -76,12 +76,13 @@ def test_a_checkpoint_needs_none_of_its_arguments_again(training, image_folder, 
     image, place = image_folder / "bad" / "0.png", f"--default_root_dir={tmp_path}"
     assert main(["predict", f"--data={image}", f"--ckpt_path={checkpoint}", place, *TRAINER]) == 0
     assert list(tmp_path.rglob("images/**/0.png"))  # the heat map
+    capsys.readouterr()
     for kind in ("onnx", "openvino"):
         export = [f"--export_type={kind}", f"--export_root={tmp_path / 'exported'}", f"--ckpt_path={checkpoint}"]
         assert main(["export", *export, place, *TRAINER]) == 0
-    assert list((tmp_path / "exported").rglob("model.onnx"))
-    (exported,) = (tmp_path / "exported").rglob("model.xml")
-    capsys.readouterr()
+    (onnx,), (exported,) = ((tmp_path / "exported").rglob(name) for name in ("model.onnx", "model.xml"))
+    said = [f"exported: {onnx}", f"exported: {exported}", f"next: mixedteacher predict {exported} IMAGES"]
+    assert capsys.readouterr().out.splitlines() == said
     assert main(["predict", str(exported), str(image), "--no-cache"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == str(image)
 
