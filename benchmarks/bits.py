@@ -1,6 +1,6 @@
 """What a 12-bit camera's 16-bit files lose when nobody says that they have 12 bits.
 
-python benchmarks/bits.py --categories '[weave, grain, grid]'
+python benchmarks/bits.py '[weave, grain]'
 """
 
 import os

@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 from lightning import seed_everything
 
 from anomalib_mixedteacher import plugin
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.errors import ConfigurationError, missing_logger
 from anomalib_mixedteacher.export import MAX_DROP
 from anomalib_mixedteacher.models.restore import read_checkpoint
 from anomalib_mixedteacher.post_processing.restore import given_sensitivities
@@ -228,10 +228,8 @@ def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoR
     """Turn the parser's report of what a user gets wrong into a sentence; leave any other report to the parser."""
     if wrong := re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)', message):
         text = f"{wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}."
-    elif missing := re.search(
-        r"No module named '([\w.]+)'|`(\w+)` (?:is not|was not|isn't) (?:installed|available)", message
-    ):
-        text = f"a package is missing: pip install {missing[1] or missing[2]}."
+    elif missing := missing_logger(message):
+        text = missing
     else:
         otherwise(message, *args)
     print(f"mixedteacher: {text}", file=sys.stderr)

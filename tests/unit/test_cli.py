@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,16 @@ def test_a_wrong_argument_of_the_model_is_a_usage_error(capsys, option, told):
         main(["train", option, "--data", "SyntheticTextures"])
     assert info.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["lightning.pytorch.loggers.", "anomalib.loggers.Anomalib"])
+@pytest.mark.parametrize("name", ["TensorBoard", "MLFlow", "Wandb"])
+def test_a_logger_whose_package_is_missing(capsys, library, name):
+    if find_spec(package := name.lower()) is not None:
+        pytest.skip("it is installed here")
+    with contextlib.suppress(SystemExit):  # some are refused by the parser, others by their constructor
+        assert main(["train", f"--trainer.logger={library}{name}Logger", "--data", "SyntheticTextures"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"not installed: pip install {package}.")
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
