@@ -208,7 +208,8 @@ def _train(engine: Any, **arguments: Any) -> None:
     engine.fit(**arguments)
     model, datamodule = arguments["model"], arguments.get("datamodule")
     results = engine.test(model, test_dataloaders, datamodule=datamodule, verbose=False)  # empty without test images
-    print_results(model, results[0] if results else {}, Path(engine.best_model_path))
+    if engine.trainer.is_global_zero:
+        print_results(model, results[0] if results else {}, Path(engine.best_model_path))
 
 
 def _export(export: Callable[..., Any], thresholds: dict[str, float], **arguments: Any) -> None:

@@ -12,7 +12,9 @@ def test_latest_is_the_first_process_folder(tmp_path):
     assert (tmp_path / "latest").resolve() == folders[1]
     first = SimpleNamespace(broadcast=lambda own: str(folders[0]))
     for rank, folder in enumerate(folders):
-        share_run_folder(SimpleNamespace(default_root_dir=str(folder), strategy=first, is_global_zero=rank == 0))
+        trainer = SimpleNamespace(default_root_dir=str(folder), strategy=first, is_global_zero=rank == 0)
+        share_run_folder(trainer)
+    assert trainer._default_root_dir == str(folders[0])
     assert (tmp_path / "latest").resolve() == folders[0]
     assert not folders[1].exists()
 
