@@ -1,5 +1,6 @@
 """What ``mixedteacher`` prints: what it trains on, one progress bar, what came out, and the next command."""
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,8 @@ def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoin
     post_processor: Any = model.post_processor
     if post_processor is not None:
         image, pixel = post_processor.image_threshold.item(), post_processor.pixel_threshold.item()
-        print(f"thresholds (raw scores): image {image:.4g}, pixel {pixel:.4g}")
+        known = f"thresholds (raw scores): image {image:.4g}, pixel {pixel:.4g}"
+        print("thresholds: none; 'mixedteacher calibrate' sets them from good images" if math.isnan(image) else known)
     print(f"checkpoint: {_shown(checkpoint)}")
     print(f"next: mixedteacher export --export_type openvino --ckpt_path {_shown(checkpoint)}")
 

@@ -88,6 +88,15 @@ def test_a_checkpoint_needs_none_of_its_arguments_again(training, image_folder, 
     assert json.loads(capsys.readouterr().out)["name"] == str(image)
 
 
+def test_without_validation_images_there_are_no_thresholds(image_folder, tmp_path, capsys):
+    data = ["--data=Folder", "--data.name=tiny", f"--data.root={image_folder}", "--data.normal_dir=good"]
+    data += ["--data.num_workers=0", "--data.test_split_mode=none", "--data.val_split_mode=none"]
+    without = ["--trainer.limit_val_batches=0", "--trainer.max_epochs=1", "--model.image_size=[64,64]"]
+    assert main(["train", *data, *TRAINER, *without, f"--default_root_dir={tmp_path}"]) == 0
+    assert "thresholds: none; 'mixedteacher calibrate' sets them" in capsys.readouterr().out
+    assert list(tmp_path.rglob("model.ckpt"))
+
+
 def test_a_resumed_training_tests_what_it_trained(image_folder, tmp_path, monkeypatch):
     save, test = Trainer.save_checkpoint, Trainer.test
     first, tested = tmp_path / "first.ckpt", dict[str, torch.Tensor]()
