@@ -10,14 +10,10 @@ import inspect
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-
-if not sys.warnoptions:
-    warnings.simplefilter("ignore")  # the dependencies' own; this package's go through logging
 
 import yaml
 from anomalib.cli import AnomalibCLI
