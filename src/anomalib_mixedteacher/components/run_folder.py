@@ -18,7 +18,7 @@ def share_run_folder(trainer: Trainer) -> None:
     if folder != first:
         with suppress(OSError):  # somebody else's files are in it
             folder.rmdir()
-        trainer._default_root_dir = str(first)  # heat maps go there too
+        trainer._default_root_dir = str(first)  # type: ignore[attr-defined]  # heat maps go there too
     elif trainer.is_global_zero and latest.is_symlink() and latest.resolve() != folder.resolve():
         latest.unlink()
         latest.symlink_to(folder, target_is_directory=True)
