@@ -10,14 +10,10 @@ import inspect
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-
-if not sys.warnoptions:
-    warnings.simplefilter("ignore")  # the dependencies' own; this package's go through logging
 
 import yaml
 from anomalib.cli import AnomalibCLI
@@ -25,11 +21,11 @@ from jsonargparse import ArgumentParser
 from lightning import seed_everything
 
 from anomalib_mixedteacher import plugin
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.errors import ConfigurationError, missing_logger
 from anomalib_mixedteacher.export import MAX_DROP
 from anomalib_mixedteacher.models.restore import read_checkpoint
 from anomalib_mixedteacher.post_processing.restore import given_sensitivities
-from anomalib_mixedteacher.training_output import TrainingOutput, print_results
+from anomalib_mixedteacher.training_output import TrainingOutput, print_export, print_results
 from mixedteacher_edge.calibrate import set_thresholds
 
 EXAMPLE = """usage: mixedteacher {command} [options]
@@ -208,7 +204,8 @@ def _train(engine: Any, **arguments: Any) -> None:
     engine.fit(**arguments)
     model, datamodule = arguments["model"], arguments.get("datamodule")
     results = engine.test(model, test_dataloaders, datamodule=datamodule, verbose=False)  # empty without test images
-    print_results(model, results[0] if results else {}, Path(engine.best_model_path))
+    if engine.trainer.is_global_zero:
+        print_results(model, results[0] if results else {}, Path(engine.best_model_path))
 
 
 def _export(export: Callable[..., Any], thresholds: dict[str, float], **arguments: Any) -> None:
@@ -217,19 +214,19 @@ def _export(export: Callable[..., Any], thresholds: dict[str, float], **argument
     if path is not None and given_sensitivities(model.post_processor):
         arguments["model"] = type(model).load_from_checkpoint(path, post_processor=model.post_processor)
         arguments["ckpt_path"] = None
+    arguments["onnx_kwargs"] = {"verbose": False} | (arguments.get("onnx_kwargs") or {})
     exported = export(**arguments)
     if thresholds:
         set_thresholds(exported, exported, **thresholds)
+    print_export(exported)
 
 
 def _refuse(otherwise: Callable[..., NoReturn], message: str, *args: Any) -> NoReturn:
     """Turn the parser's report of what a user gets wrong into a sentence; leave any other report to the parser."""
     if wrong := re.search(r'Parser key "(\w+)":\s+Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)', message):
         text = f"{wrong[1]} cannot be {wrong[3]!r}: choose one of {wrong[2]}."
-    elif missing := re.search(
-        r"No module named '([\w.]+)'|`(\w+)` (?:is not|was not|isn't) (?:installed|available)", message
-    ):
-        text = f"a package is missing: pip install {missing[1] or missing[2]}."
+    elif missing := missing_logger(message):
+        text = missing
     else:
         otherwise(message, *args)
     print(f"mixedteacher: {text}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The package's own command: ``mixedteacher train|test|predict|export|calibrate|benchmark|report``."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     from anomalib_mixedteacher.errors import sentence
 
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # the dependencies' own; this package's go through logging
     try:
         return _run(args[0], args[1:])
     except Exception as error:

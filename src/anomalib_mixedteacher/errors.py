@@ -5,6 +5,7 @@ The package's own command prints the message alone; library users can catch the 
 
 import re
 import traceback
+from importlib.util import find_spec
 
 from mixedteacher_edge.errors import (
     CalibrationError,
@@ -23,8 +24,11 @@ __all__ = [
     "QuantizationError",
     "TeacherNotLoadedError",
     "WeightsError",
+    "missing_logger",
     "sentence",
 ]
+
+_LOGGERS = {"TensorBoard": "tensorboard", "MLFlow": "mlflow", "Wandb": "wandb", "Comet": "comet_ml"}
 
 
 class WeightsError(MixedTeacherError, RuntimeError):
@@ -80,6 +84,8 @@ def _raised_in(error: Exception, *functions: str) -> bool:
 
 def _known(message: str) -> str | None:
     """Turn what others raise for a user's error into a sentence with its remedy; None for anything else."""
+    if (missing := missing_logger(message)) is not None:
+        return missing
     if "Union subtypes" in message:  # jsonargparse lists what a constructor raised among the types that do not fit
         return str(re.findall(r"^\s*- (.+)$", message, flags=re.MULTILINE)[-1])
     if match := re.match(r"Found 0 (?:DirType\.\w+ )?images in (.+?)(?: with extensions.*)?$", message):
@@ -96,4 +102,12 @@ def _known(message: str) -> str | None:
         )
     if match := re.search(r"(?:Path does not exist|Checkpoint file not found): (.+)", message):
         return f"There is no file or folder {match[1]}: check the path."
+    return None
+
+
+def missing_logger(message: str) -> str | None:
+    """Say which package a logger lacks that a parser's message names; the message lists types, and not the package."""
+    for name, package in _LOGGERS.items():
+        if f"{name}Logger" in message and find_spec(package) is None:
+            return f"The {name} logger needs a package that is not installed: pip install {package}."
     return None

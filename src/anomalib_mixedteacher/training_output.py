@@ -1,5 +1,6 @@
-"""What ``mixedteacher train`` prints: what it trains on, one progress bar, and what came out."""
+"""What ``mixedteacher`` prints: what it trains on, one progress bar, what came out, and the next command."""
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,19 @@ def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoin
     post_processor: Any = model.post_processor
     if post_processor is not None:
         image, pixel = post_processor.image_threshold.item(), post_processor.pixel_threshold.item()
-        print(f"thresholds (raw scores): image {image:.4g}, pixel {pixel:.4g}")
-    shown = checkpoint.relative_to(Path.cwd()) if checkpoint.is_relative_to(Path.cwd()) else checkpoint
-    print(f"checkpoint: {shown}")
-    print(f"next: mixedteacher export --export_type openvino --ckpt_path {shown}")
+        known = f"thresholds (raw scores): image {image:.4g}, pixel {pixel:.4g}"
+        print("thresholds: none; 'mixedteacher calibrate' sets them from good images" if math.isnan(image) else known)
+    print(f"checkpoint: {_shown(checkpoint)}")
+    print(f"next: mixedteacher export --export_type openvino --ckpt_path {_shown(checkpoint)}")
+
+
+def print_export(path: Path) -> None:
+    """Print where an exported model is, and what to do with it."""
+    print(f"exported: {_shown(path)}")
+    if path.suffix == ".xml":
+        print(f"next: mixedteacher predict {_shown(path)} IMAGES")
+
+
+def _shown(path: Path) -> Path:
+    """Shorten a path below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

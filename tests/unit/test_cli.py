@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -76,14 +77,24 @@ def test_a_checkpoint_needs_none_of_its_arguments_again(training, image_folder, 
     image, place = image_folder / "bad" / "0.png", f"--default_root_dir={tmp_path}"
     assert main(["predict", f"--data={image}", f"--ckpt_path={checkpoint}", place, *TRAINER]) == 0
     assert list(tmp_path.rglob("images/**/0.png"))  # the heat map
+    capsys.readouterr()
     for kind in ("onnx", "openvino"):
         export = [f"--export_type={kind}", f"--export_root={tmp_path / 'exported'}", f"--ckpt_path={checkpoint}"]
         assert main(["export", *export, place, *TRAINER]) == 0
-    assert list((tmp_path / "exported").rglob("model.onnx"))
-    (exported,) = (tmp_path / "exported").rglob("model.xml")
-    capsys.readouterr()
+    (onnx,), (exported,) = ((tmp_path / "exported").rglob(name) for name in ("model.onnx", "model.xml"))
+    said = [f"exported: {onnx}", f"exported: {exported}", f"next: mixedteacher predict {exported} IMAGES"]
+    assert capsys.readouterr().out.splitlines() == said
     assert main(["predict", str(exported), str(image), "--no-cache"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == str(image)
+
+
+def test_without_validation_images_there_are_no_thresholds(image_folder, tmp_path, capsys):
+    data = ["--data=Folder", "--data.name=tiny", f"--data.root={image_folder}", "--data.normal_dir=good"]
+    data += ["--data.num_workers=0", "--data.test_split_mode=none", "--data.val_split_mode=none"]
+    without = ["--trainer.limit_val_batches=0", "--trainer.max_epochs=1", "--model.image_size=[64,64]"]
+    assert main(["train", *data, *TRAINER, *without, f"--default_root_dir={tmp_path}"]) == 0
+    assert "thresholds: none; 'mixedteacher calibrate' sets them" in capsys.readouterr().out
+    assert list(tmp_path.rglob("model.ckpt"))
 
 
 def test_a_resumed_training_tests_what_it_trained(image_folder, tmp_path, monkeypatch):
@@ -218,6 +229,16 @@ def test_a_wrong_argument_of_the_model_is_a_usage_error(capsys, option, told):
         main(["train", option, "--data", "SyntheticTextures"])
     assert info.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["lightning.pytorch.loggers.", "anomalib.loggers.Anomalib"])
+@pytest.mark.parametrize("name", ["TensorBoard", "MLFlow", "Wandb"])
+def test_a_logger_whose_package_is_missing(capsys, library, name):
+    if find_spec(package := name.lower()) is not None:
+        pytest.skip("it is installed here")
+    with contextlib.suppress(SystemExit):  # some are refused by the parser, others by their constructor
+        assert main(["train", f"--trainer.logger={library}{name}Logger", "--data", "SyntheticTextures"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"not installed: pip install {package}.")
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])

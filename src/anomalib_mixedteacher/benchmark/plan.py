@@ -17,7 +17,6 @@ from anomalib_mixedteacher.plugin import MODELS
 _BATCH = {**dict.fromkeys(MODELS, 8), "EfficientAd": 1}
 _OTHER_BATCH = 32
 _ONE_PASS = ("Patchcore", "Padim", "Dfm", "Dfkde", "WinClip")
-_LARGEST_SEED = 2**32 - 1  # Lightning takes 0 in the place of a seed that numpy cannot have
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,6 @@ class Plan:
             if double := sorted({name for name in names if names.count(name) > 1}):
                 msg = f"The {what} name {', '.join(double)} more than once: give each once, and a label of its own."
                 raise ConfigurationError(msg)
-        if max(self.seeds) > _LARGEST_SEED:
-            msg = f"The seeds hold {max(self.seeds)}: give whole numbers from 0 to {_LARGEST_SEED}."
-            raise ConfigurationError(msg)
         if unknown := [label for members in self.means.values() for label in members if label not in data]:
             msg = f"means names {', '.join(unknown)}, but the data sets are called {', '.join(data)}: name these."
             raise ConfigurationError(msg)

@@ -21,6 +21,7 @@ from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_cache import FeatureCache
 from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, check_uncropped, default_pre_processor
+from anomalib_mixedteacher.components.run_folder import share_run_folder
 from anomalib_mixedteacher.components.training_data import (
     check_masks,
     check_training_images,
@@ -82,6 +83,8 @@ class DistillationMixin(LeanExport, _Base):
         check_uncropped(getattr(self.pre_processor, "transform", None))
         data = "test_data" if stage == "test" else "val_data"
         check_masks(getattr(getattr(self.trainer, "datamodule", None), data, None))
+        if stage == "fit" and self.trainer.world_size > 1:
+            share_run_folder(self.trainer)
         if stage == "fit" and self.trainer.max_epochs == _NO_EPOCHS_GIVEN:
             logger.info("Training for this model's %d epochs (model.max_epochs).", self.max_epochs)
             self.trainer.fit_loop.max_epochs = self.max_epochs

@@ -52,42 +52,28 @@ class Elpv(CheckedDataModule):
         self.test_split_ratio = test_split_ratio
 
     def make_samples(self) -> pd.DataFrame:
-        """List the cells, and split them."""
-        cells = make_elpv_dataset()
+        """List the cells that the experts were sure of, and split the good ones of each type."""
+        package = find_spec("elpv_dataset")
+        if package is None or package.origin is None:
+            msg = "Elpv needs the package elpv-dataset, which is not installed: pip install elpv-dataset (91 MB)."
+            raise DataError(msg)
+        folder = Path(package.origin).parent / "data"
+        cells = pd.read_csv(folder / "labels.csv", sep=r"\s+", names=["image_path", "probability", "type"])
+        cells = cells[cells.probability.isin([0, 1])].reset_index(drop=True)
+        defective = cells.probability == 1
+        samples = pd.DataFrame(
+            {
+                "image_path": [str(folder / path) for path in cells.image_path],
+                "label": np.where(defective, DEFECTIVE, GOOD),
+                "label_index": np.where(defective, int(LabelName.ABNORMAL), int(LabelName.NORMAL)),
+                "mask_path": "",
+                "type": cells.type,
+                "split": Split.TEST.value,
+            }
+        )
         for kind in ("mono", "poly"):
-            good = np.flatnonzero((cells.type == kind) & (cells.label == GOOD))
+            good = np.flatnonzero((samples.type == kind) & ~defective)
             order = np.random.default_rng([self.seed or 0, zlib.crc32(kind.encode())]).permutation(good)
-            cells.loc[order[round(self.test_split_ratio * len(good)) :], "split"] = Split.TRAIN.value
-        return cells if self.category == "all" else cells[cells.type == self.category]
-
-
-def make_elpv_dataset() -> pd.DataFrame:
-    """List the good and the defective cells.
-
-    Returns:
-        pd.DataFrame: One row per cell: ``image_path``, ``label`` (``good`` or ``defective``), ``label_index``,
-            ``mask_path`` (empty), ``type`` (``mono`` or ``poly``) and ``split`` (``test``).
-
-    Raises:
-        DataError: If the package ``elpv-dataset`` is not installed.
-    """
-    package = find_spec("elpv_dataset")
-    if package is None or package.origin is None:
-        msg = "Elpv needs the package elpv-dataset, which is not installed: pip install elpv-dataset (91 MB)."
-        raise DataError(msg)
-    folder = Path(package.origin).parent / "data"
-    cells = pd.read_csv(folder / "labels.csv", sep=r"\s+", names=["image_path", "probability", "type"])
-    cells = cells[cells.probability.isin([0, 1])].reset_index(drop=True)
-    defective = cells.probability == 1
-    samples = pd.DataFrame(
-        {
-            "image_path": [str(folder / path) for path in cells.image_path],
-            "label": np.where(defective, DEFECTIVE, GOOD),
-            "label_index": np.where(defective, int(LabelName.ABNORMAL), int(LabelName.NORMAL)),
-            "mask_path": "",
-            "type": cells.type,
-            "split": Split.TEST.value,
-        }
-    )
-    samples.attrs["task"] = TaskType.CLASSIFICATION.value
-    return samples
+            samples.loc[order[round(self.test_split_ratio * len(good)) :], "split"] = Split.TRAIN.value
+        samples.attrs["task"] = TaskType.CLASSIFICATION.value
+        return samples if self.category == "all" else samples[samples.type == self.category]

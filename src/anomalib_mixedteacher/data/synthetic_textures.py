@@ -1,5 +1,6 @@
 """Procedural textures with defects as an anomalib data set: no download, nothing to label, exact masks."""
 
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from anomalib.data.utils import LabelName, Split
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_mixedteacher.cache_folder import cache_folder
 from anomalib_mixedteacher.data.base import (
     GOOD,
     CheckedDataModule,
@@ -27,6 +27,7 @@ from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 GENERATOR_VERSION = 1
 """Raise it whenever the generated pixels change, so that no older cache is taken for the new images."""
+CACHE_VARIABLE = "ANOMALIB_MIXEDTEACHER_CACHE"
 
 
 @dataclass(frozen=True)
@@ -112,52 +113,47 @@ class SyntheticTextures(CheckedDataModule):
         check_at_least("num_train", num_train, 1)
         check_at_least("num_test_good", num_test_good, 1)
         check_at_least("num_defects_per_kind", num_defects_per_kind, 1)
-        self.root = Path(root if root is not None else cache_folder("synthetic_textures")).expanduser().absolute()
+        self.root = (cache_folder() if root is None else Path(root).expanduser()).absolute()
         self.recipe = Recipe(category, height, num_train, num_test_good, num_defects_per_kind, seed)
         self.category = category
 
     def make_samples(self) -> pd.DataFrame:
-        """Generate the images unless they are there, and list them."""
-        return make_synthetic_textures_dataset(self.root, self.recipe)
+        """Generate the images unless they are there, in the layout of MVTec AD, and list them."""
+        recipe, folder = self.recipe, self.root / self.recipe.folder
+        if not folder.is_dir():
+            with folder_in_progress(folder) as work:
+                for split, label, index in recipe.images:
+                    image, mask = render(recipe.category, recipe.image_size, recipe.seed, split, label, index)
+                    _save(work / _image(split, label, index), np.round(image * 255).astype(np.uint8))
+                    if label != GOOD:
+                        _save(work / _mask(label, index), mask.astype(np.uint8) * 255)
+        samples = pd.DataFrame(
+            {
+                "image_path": str(folder / _image(split, label, index)),
+                "label": label,
+                "label_index": int(LabelName.NORMAL if label == GOOD else LabelName.ABNORMAL),
+                "mask_path": "" if label == GOOD else str(folder / _mask(label, index)),
+                "split": Split(split).value,
+            }
+            for split, label, index in recipe.images
+        )
+        for path in [*samples.image_path, *filter(None, samples.mask_path)]:
+            if not Path(path).is_file():
+                msg = f"The generated data set lacks {path}: delete the folder {folder} to have it written again."
+                raise DataError(msg)
+        samples.attrs["task"] = TaskType.SEGMENTATION.value
+        return samples
 
 
-def make_synthetic_textures_dataset(root: Path, recipe: Recipe) -> pd.DataFrame:
-    """Write the images of a recipe unless they are there, and list them.
-
-    Args:
-        root (Path): Cache folder.
-        recipe (Recipe): What to generate; the files are in the layout of MVTec AD.
-
-    Returns:
-        pd.DataFrame: The samples.
-
-    Raises:
-        DataError: If the folder cannot be written, or an earlier data set in it has lost files.
-    """
-    folder = root / recipe.folder
-    if not folder.is_dir():
-        with folder_in_progress(folder) as work:
-            for split, label, index in recipe.images:
-                image, mask = render(recipe.category, recipe.image_size, recipe.seed, split, label, index)
-                _save(work / _image(split, label, index), np.round(image * 255).astype(np.uint8))
-                if label != GOOD:
-                    _save(work / _mask(label, index), mask.astype(np.uint8) * 255)
-    samples = pd.DataFrame(
-        {
-            "image_path": str(folder / _image(split, label, index)),
-            "label": label,
-            "label_index": int(LabelName.NORMAL if label == GOOD else LabelName.ABNORMAL),
-            "mask_path": "" if label == GOOD else str(folder / _mask(label, index)),
-            "split": Split(split).value,
-        }
-        for split, label, index in recipe.images
-    )
-    for path in [*samples.image_path, *filter(None, samples.mask_path)]:
-        if not Path(path).is_file():
-            msg = f"The generated data set lacks {path}: delete the folder {folder} to have it written again."
-            raise DataError(msg)
-    samples.attrs["task"] = TaskType.SEGMENTATION.value
-    return samples
+def cache_folder() -> Path:
+    """Find the folder for generated images; a DataError says that there is no home directory for it."""
+    own, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(own).expanduser() if own else Path(base or Path.home() / ".cache") / "anomalib_mixedteacher"
+    except RuntimeError as error:
+        msg = f"There is no home directory for generated images: name another place by {CACHE_VARIABLE}."
+        raise DataError(msg) from error
+    return cache / "synthetic_textures"
 
 
 def render(category: str, image_size: int, seed: int, split: str, label: str, index: int) -> tuple[Array, BoolArray]:

@@ -48,41 +48,18 @@ class Texture:
     noise: Array
 
     def photograph(self, surface: Array | None = None) -> Array:
-        """Light a surface and add the sensor noise.
-
-        Args:
-            surface (Array | None): Surface ``(H, W, 3)``, for example with a defect. Defaults to the good one.
-
-        Returns:
-            Array: Image ``(H, W, 3)``, float32 in ``[0, 1]``.
-        """
+        """Light a surface ``(H, W, 3)``, by default the good one, and add the sensor noise; float32 in ``[0, 1]``."""
         surface = self.surface if surface is None else surface
         return np.clip(surface * self.light + self.noise, 0, 1).astype(np.float32)
 
 
 def length_unit(size: int) -> float:
-    """Give the scale of structures: 1 at 256 pixels, and never so small that threads vanish between pixels.
-
-    Args:
-        size (int): Image side in pixels.
-
-    Returns:
-        float: Factor for lengths given for 256 pixels.
-    """
+    """Give the scale of structures: 1 at 256 pixels, and never so small that threads vanish between pixels."""
     return max(size / 256, 0.5)
 
 
 def smooth_noise(size: int, rng: np.random.Generator, sigma: float) -> Array:
-    """Draw smooth noise.
-
-    Args:
-        size (int): Image side in pixels.
-        rng (np.random.Generator): Source of randomness.
-        sigma (float): Extent of the smoothing in pixels.
-
-    Returns:
-        Array: Noise ``(size, size)`` with mean 0 and standard deviation 1.
-    """
+    """Draw noise ``(size, size)`` with mean 0 and standard deviation 1, smooth over ``sigma`` pixels."""
     # Coarse noise is drawn on a coarse grid: as smooth, and much faster than a wide filter.
     step = max(1, int(sigma / 3))
     side = -(-size // step) + (step > 1)

@@ -53,8 +53,9 @@ def photograph(driver: webdriver.Chrome, selector: str) -> Image.Image:
 
 
 def save_small(image: Image.Image, path: Path) -> None:
-    """Write a PNG of 256 colours, rare ones among them."""
-    image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(path, optimize=True)
+    """Write a PNG of the upper part in 64 colours, rare ones among them."""
+    upper = image.crop((0, 0, image.width, 740)).convert("RGB")
+    upper.quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=3).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Where the package keeps things, with and without a home directory."""
+"""Where generated images are kept, with and without a home directory."""
 
 from pathlib import Path
 
 import pytest
 
-from anomalib_mixedteacher.cache_folder import CACHE_VARIABLE, cache_folder
+from anomalib_mixedteacher.data.synthetic_textures import CACHE_VARIABLE, cache_folder
 from anomalib_mixedteacher.errors import DataError
 
 
@@ -22,20 +22,20 @@ def homeless(monkeypatch):
 
 def test_a_named_folder_needs_no_home(homeless, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder("things") == tmp_path / "xdg" / "anomalib_mixedteacher" / "things"
+    assert cache_folder() == tmp_path / "xdg" / "anomalib_mixedteacher" / "synthetic_textures"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
-    assert cache_folder("things") == tmp_path / "own" / "things"
+    assert cache_folder() == tmp_path / "own" / "synthetic_textures"
 
 
 def test_without_any_the_variable_is_named(homeless, monkeypatch):
     with pytest.raises(DataError, match=f"no home directory .*: name another place by {CACHE_VARIABLE}"):
-        cache_folder("things")
+        cache_folder()
     monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
     with pytest.raises(DataError, match=CACHE_VARIABLE):
-        cache_folder("things")
+        cache_folder()
 
 
 def test_a_tilde_is_the_home(monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
-    assert cache_folder("things") == Path.home() / "cache" / "things"
+    assert cache_folder() == Path.home() / "cache" / "synthetic_textures"
