@@ -22,7 +22,7 @@ from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
-from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import with_thresholds, write_model
 from mixedteacher_edge.record import ModelRecord
 from mixedteacher_edge.thresholds import Thresholds, part_scores
@@ -137,14 +137,18 @@ def thresholds_of(post_processor: PostProcessor | None) -> Thresholds | None:
         return None
     if isinstance(post_processor, NormalCalibratedPostProcessor):
         return post_processor.thresholds
-    image, pixel = (
-        (threshold + (0.5 - sensitivity) * (high - low)).item()
-        for threshold, sensitivity, low, high in (
-            (getattr(post_processor, f"{kind}_{name}") for name in ("threshold", "sensitivity", "min", "max"))
-            for kind in ("image", "pixel")
-        )
-    )
+    image, pixel = (_raw_threshold(post_processor, kind) for kind in ("image", "pixel"))
     return Thresholds(image, pixel if np.isfinite(pixel) else None) if np.isfinite(image) else None
+
+
+def _raw_threshold(post_processor: PostProcessor, kind: str) -> float:
+    """Give the raw score that a post-processor, with its sensitivity, takes for the threshold."""
+    names = ("threshold", "sensitivity", "min", "max")
+    threshold, sensitivity, low, high = (float(getattr(post_processor, f"{kind}_{name}")) for name in names)
+    steps = 0.5 - sensitivity  # of anomalib's scale, in parts of the range
+    if isinstance(post_processor, F1PostProcessor):
+        steps /= 1 - abs(2 * steps)  # of ours, which flattens on either side
+    return threshold + steps * (high - low)
 
 
 def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] | None) -> None:

@@ -13,7 +13,16 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
 from mixedteacher_edge.conformal import check_alarm_rate, next_above, suspects
-from mixedteacher_edge.thresholds import Arithmetic, Thresholds, Unit, check_min_area, check_per, part_scores, rescale
+from mixedteacher_edge.thresholds import (
+    SMALLEST_UNIT,
+    Arithmetic,
+    Thresholds,
+    Unit,
+    check_min_area,
+    check_per,
+    part_scores,
+    rescale,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +50,15 @@ class _F1MiddleThreshold(F1AdaptiveThreshold):
 
 
 class F1PostProcessor(PostProcessor):
-    """anomalib's post-processor with two differences: a score at the threshold is a defect, and it lies in the middle.
+    """anomalib's post-processor with three differences, in threshold, label and scale.
 
     Thresholds are those of the best F1 on the labelled validation images. Where an interval of thresholds has it, as
     always where defects are told from good images without a mistake, it is the middle between the highest good and the
     lowest defective score of that interval, for images and for pixels. anomalib takes the lowest defective score, and
     calls it good.
+
+    Scores and maps are rescaled to 0.5 at the threshold by :func:`~mixedteacher_edge.thresholds.rescale`, there as
+    steeply as by anomalib. anomalib cuts them off at the range of the validation set, so that all beyond tie.
 
     Args:
         kwargs: Passed to anomalib's ``PostProcessor``.
@@ -61,6 +73,16 @@ class F1PostProcessor(PostProcessor):
     def _apply_threshold(preds: torch.Tensor | None, threshold: torch.Tensor) -> torch.Tensor | None:
         """Tell what is at a threshold or above."""
         return None if preds is None else preds >= threshold
+
+    @staticmethod
+    def _normalize(
+        preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Rescale to 0.5 at the threshold, if there is one."""
+        if preds is None:
+            return None
+        unit = ((norm_max - norm_min) / 2).clamp(min=SMALLEST_UNIT)
+        return torch.where(torch.isnan(threshold + unit), preds, rescale(preds, threshold, unit, _TENSORS))
 
 
 class NormalCalibratedPostProcessor(F1PostProcessor):

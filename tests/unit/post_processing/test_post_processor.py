@@ -11,6 +11,7 @@ from anomalib.data import ImageBatch, InferenceBatch
 from scipy import ndimage
 
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
+from anomalib_mixedteacher.export.openvino import thresholds_of
 from anomalib_mixedteacher.post_processing.post_processor import (
     F1PostProcessor,
     NormalCalibratedPostProcessor,
@@ -69,6 +70,24 @@ class TestF1:
         high = np.nextafter(low, np.float32(1))
         processor = validated(F1PostProcessor(), [low, high], [0, 1])
         assert processor.image_threshold.item() == high
+
+    def test_ranks_outside_of_the_validation_sets_range_stay(self):
+        processor = validated(F1PostProcessor(), [1.0, 3.0], [0, 1])
+        scores = torch.linspace(-20, 60, 81)
+        result = processor(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None]))
+        for values in (result.pred_score, result.anomaly_map.flatten()):
+            assert (values.diff() > 0).all()
+            assert ((values > 0) & (values < 1)).all()
+        near = processor(InferenceBatch(pred_score=torch.tensor([2.001]), anomaly_map=torch.zeros(1, 8, 8))).pred_score
+        assert near.item() == pytest.approx(0.5 + 0.001 / (3 - 1), abs=1e-5)  # anomalib's scale
+
+    @pytest.mark.parametrize("sensitivity", [0.2, 0.5, 0.65])
+    def test_a_sensitivity_is_the_raw_threshold_of_the_export(self, sensitivity):
+        processor = validated(F1PostProcessor(image_sensitivity=sensitivity), [1.0, 3.0], [0, 1])
+        raw = thresholds_of(processor).image
+        scores = torch.tensor([raw - 1e-3, raw + 1e-3])
+        result = processor(InferenceBatch(pred_score=scores, anomaly_map=scores[:, None, None]))
+        assert result.pred_label.tolist() == [False, True]
 
     def test_without_defects_no_good_image_is_one(self):
         processor = validated(F1PostProcessor(), [0.3, 0.9], [0, 0])
