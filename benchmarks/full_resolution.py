@@ -3,9 +3,10 @@
     python benchmarks/full_resolution.py --output runs/full_resolution
     python benchmarks/full_resolution.py --output runs/full_resolution --seeds 0 --epochs 10
 
-Trains MixedTeacher in tiles and on strips that are resized to 256 x 256, with the same teachers, seeds and good images,
-and judges the raw scores and maps of the test strips. Each training adds its figures to the output folder; the same
-command goes on where it stopped, and writes the table, table.md.
+Trains MixedTeacher in tiles and on strips that are resized to 256 x 256, with the same teachers, seeds and good strips,
+and judges the raw scores and maps of the test strips; in tiles with standardize=position, and without its profile, which
+is standardize=tile. Each training adds its figures to the output folder; the same command goes on where it stopped, and
+writes the table, table.md.
 
 Smallest defect: pixels of the smallest region of a mask within which the map is higher than anywhere on good strips.
 Seam: mean map of good strips on the lines and columns where tiles meet, as a part of that elsewhere.
@@ -35,7 +36,7 @@ from anomalib_mixedteacher.benchmark.scores import Predictions, predict, region_
 from mixedteacher_edge.tiling import Tiling
 
 TILE = 256
-WAYS = ("squeezed", "tiles")
+WAYS = ("squeezed", "tiles", "tiles, position")
 
 
 def load_data(root: Path) -> Folder:
@@ -56,12 +57,12 @@ def load_data(root: Path) -> Folder:
     )
 
 
-def measure(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(tiled: bool, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train once, and judge the test strips."""
     lightning.seed_everything(seed, workers=True, verbose=False)
     datamodule = load_data(options.data)
-    tiled: dict[str, Any] = {"tile_size": TILE, "tiles_per_image": options.tiles} if way == "tiles" else {}
-    model = MixedTeacher(**tiled)
+    arguments: dict[str, Any] = {"tile_size": TILE, "tiles_per_image": options.tiles, "standardize": "position"}
+    model = MixedTeacher(**arguments if tiled else {})
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(
@@ -73,17 +74,22 @@ def measure(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             enable_model_summary=False,
         )
         engine.fit(model=model, datamodule=datamodule)
-    seconds = time.perf_counter() - start
-    engine.trainer.save_checkpoint(options.output / f"{way}-{seed}.ckpt")
-    predictions = predict(model, datamodule)
-    figures: dict[str, Any] = summarize(predictions)
+    known = {"seed": seed, "epochs": options.epochs, "train_seconds": round(time.perf_counter() - start, 1)}
+    engine.trainer.save_checkpoint(options.output / f"{'tiles' if tiled else 'squeezed'}-{seed}.ckpt")
+    if not tiled:
+        return [{"way": WAYS[0], **known, **judge(predict(model, datamodule))}]
+    rows = [{"way": WAYS[2], **known, **judge(predict(model, datamodule)), **seams(model, datamodule)}]
+    model.model.good_profile = model.model.good_profile[:0]
+    return [*rows, {"way": WAYS[1], **known, **judge(predict(model, datamodule)), **seams(model, datamodule)}]
+
+
+def judge(predictions: Predictions) -> dict[str, float]:
+    """Compute the figures of a way."""
+    figures = summarize(predictions)
     figures["PRO"] = region_overlap(predictions)[0]
     figures |= {f"{kind} image_AUROC": of_kind(predictions, kind) for kind in sorted(set(predictions.kinds) - {"good"})}
     figures["smallest defect"] = smallest_defect(predictions)
-    if way == "tiles":
-        figures |= seams(model, datamodule)
-    figures = {name: round(float(value), 4) for name, value in figures.items()}
-    return {"way": way, "seed": seed, "epochs": options.epochs, "train_seconds": round(seconds, 1), **figures}
+    return {name: round(float(value), 4) for name, value in figures.items()}
 
 
 def of_kind(p: Predictions, kind: str) -> float:
@@ -110,22 +116,25 @@ def smallest_defect(p: Predictions) -> float:
 @torch.no_grad()
 def seams(model: Any, datamodule: Folder) -> dict[str, float]:
     """Look for the seams of tiles on the good strips of all splits."""
-    tiling, maps, shifted = Tiling(TILE), [], []
+    tiling, maps, correlations, left = Tiling(TILE), [], [], TILE // 2
     for split in ("train", "val", "test"):
         for batch in getattr(datamodule, f"{split}_dataloader")():
             if not bool(batch.gt_label):
                 images = model.pre_processor.transform(batch.image)
-                maps.append(model.model(images).anomaly_map[0, 0].numpy())
-                shifted.append(model.model(images[..., TILE // 2 :]).anomaly_map[0, 0].numpy())
+                maps.append(model.model.joined_map(images[0]).repeat(4, 1))
+                profile = model.model.good_profile
+                model.model.good_profile = profile[left // 4 :]
+                part = model.model.joined_map(images[0][..., left:]).repeat(4, 1)
+                model.model.good_profile = profile
+                correlations.append(float(np.corrcoef(maps[-1][:, left:].ravel(), part.ravel())[0, 1]))
     mean: NDArray[Any] = np.mean(maps, axis=0)
     joints = np.array([start + tiling.overlap // 2 for start in tiling.starts(mean.shape[1])[1:]])
     at = np.zeros(mean.shape[1], bool)
     at[(joints[:, None] + np.arange(-16, 16)).ravel()] = True
-    pairs = [(one[:, TILE // 2 :].ravel(), other.ravel()) for one, other in zip(maps, shifted, strict=True)]
     return {
         "good strips": len(maps),
-        "seam": float(mean[:, at].mean() / mean[:, ~at].mean()),
-        "shift": fmean(float(np.corrcoef(*pair)[0, 1]) for pair in pairs),
+        "seam": round(float(mean[:, at].mean() / mean[:, ~at].mean()), 4),
+        "shift": round(fmean(correlations), 4),
     }
 
 
@@ -133,7 +142,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Make a Markdown table, the mean over seeds."""
     names = list(dict.fromkeys(name for row in rows for name in row if name not in {"way", "seed", "epochs"}))
     seeds = len({row["seed"] for row in rows})
-    lines = [f"| mean of {seeds} seed{'s' * (seeds > 1)} | " + " | ".join(WAYS) + " |", "| --- | --- | --- |"]
+    lines = [
+        f"| mean of {seeds} seed{'s' * (seeds > 1)} | " + " | ".join(WAYS) + " |",
+        "| --- |" + " --- |" * len(WAYS),
+    ]
     for name in names:
         cells = []
         for way in WAYS:
@@ -161,12 +173,14 @@ def main() -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rows = [row for row in rows if row["epochs"] == options.epochs]
     for seed in options.seeds:
-        for way in WAYS:
-            if not any((row["way"], row["seed"]) == (way, seed) for row in rows):
-                rows.append(measure(way, seed, options))
+        for tiled in (False, True):
+            if not any((row["way"] != WAYS[0], row["seed"]) == (tiled, seed) for row in rows):
+                found = measure(tiled, seed, options)
+                lines = "".join(json.dumps(row) + "\n" for row in found)
                 with path.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(json.dumps(rows[-1]), flush=True)
+                    file.write(lines)
+                print(lines, end="", flush=True)
+                rows += found
     (options.output / "table.md").write_text(table(rows) + "\n")
     print(table(rows))
 
