@@ -3,10 +3,10 @@
     python benchmarks/full_resolution.py --output runs/full_resolution
     python benchmarks/full_resolution.py --output runs/full_resolution --seeds 0 --epochs 10
 
-Trains MixedTeacher in tiles and on strips that are resized to 256 x 256, with the same teachers, seeds and good strips,
-and judges the raw scores and maps of the test strips; in tiles with standardize=position, and without its profile, which
-is standardize=tile. Each training adds its figures to the output folder; the same command goes on where it stopped, and
-writes the table, table.md.
+Trains MixedTeacher in tiles and on strips that are resized to 256 x 256, with the same teachers, seeds and good
+strips, and judges the raw scores and maps of the test strips; in tiles with standardize=position, and without its
+profile, which is standardize=tile. Each training adds its figures to the output folder; the same command goes on where
+it stopped, and writes the table, table.md.
 
 Smallest defect: pixels of the smallest region of a mask within which the map is higher than anywhere on good strips.
 Seam: mean map of good strips on the lines and columns where tiles meet, as a part of that elsewhere.

@@ -1,0 +1,64 @@
+"""What INT8 changes on trained models: AUROC of images and pixels, and the heights of the maps on strong defects.
+
+    python benchmarks/teachers.py --output runs/teachers.jsonl --sources packaged --checkpoints runs/checkpoints
+    python benchmarks/int8.py runs/checkpoints/*-0-packaged-fast.ckpt
+
+The sets are those of benchmarks/teachers.py, named by the checkpoints. Ranges come from good training images. Height:
+the map's maximum on a defective image; of the ten highest, what INT8 changes, on average and at most.
+"""
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+
+from anomalib_mixedteacher.export import quality, quantize
+from anomalib_mixedteacher.export.graph import network, resize_of
+from anomalib_mixedteacher.models.restore import load_model
+from teachers import SETS, load_data
+
+STRONGEST = 10
+
+
+def measure(path: Path, data: Path) -> list[float]:
+    """Give AUROC of images and pixels in FP32, what INT8 adds to them, and the mean and largest change of height."""
+    name, seed = next(name for name in SETS if path.name.startswith(f"{name}-")), int(path.name.split("-")[1])
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    datamodule = load_data(name, data)
+    datamodule.setup()
+    module = load_model(path)
+    resize = resize_of(module)
+    exact = network(module)
+    count = len(datamodule.train_data)
+    chosen = np.linspace(0, count - 1, min(count, quantize.MAX_IMAGES)).round().astype(int).tolist()
+    images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
+    small = quantize.quantize(exact.clone(), images, module.float_networks)  # type: ignore[arg-type]
+    before, after = (quality.predict_dataset(graph, datamodule.test_data, resize, None) for graph in (exact, small))
+    (image, pixel), (image8, pixel8) = (tuple(quality.auroc(found).values()) for found in (before, after))
+    defects = torch.where(before.labels == 1, before.scores, -torch.inf).topk(STRONGEST).indices
+    change = (after.scores[defects] / before.scores[defects] - 1).abs()
+    return [image, pixel, image8 - image, pixel8 - pixel, change.mean().item(), change.max().item()]
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the sets")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    print("| trained | image AUROC | pixel AUROC | INT8 image | INT8 pixel | height, mean | height, most |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for path in options.checkpoints:
+        image, pixel, more_image, more_pixel, mean, most = measure(path, options.data)
+        cells = f"{image:.3f} | {pixel:.3f} | {more_image:+.4f} | {more_pixel:+.4f} | {mean:.1%} | {most:.1%}"
+        print(f"| {path.stem} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
