@@ -181,7 +181,7 @@ def main() -> None:
                     file.write(lines)
                 print(lines, end="", flush=True)
                 rows += found
-    (options.output / "table.md").write_text(table(rows) + "\n")
+    (options.output / "table.md").write_text(f"### Strips\n\n{table(rows)}\n")
     print(table(rows))
 
 

@@ -15,6 +15,7 @@ PICTURES = {
     "01": ["maps", "layers"],
     "02": ["overlays", "drift"],
     "03": ["comparison"],
+    "04": ["maps"],
 }
 MAX_WIDTH = 680  # pixels
 COLORS = 64  # of a palette: a fifth of the bytes of a picture in full colour

@@ -118,3 +118,11 @@ def test_benchmark_and_report(capsys):
         assert table.loc[model, "image_AUROC"] == pytest.approx(area)
     page = found["report"].read_text()
     assert all(model in page for model in table.index)
+
+
+def test_large_images():
+    found = run("04", **TINY | {"IMAGE_SIZE": 128, "IMAGES": 4}, TILE=64)
+    assert found["detector"].record.tile_size == 64
+    assert found["difference"] < 1e-5
+    assert found["blocks"][-1].last == len(found["web"]) == 10 * 128
+    assert found["found"].shape == found["mask"].shape == (128, 128)

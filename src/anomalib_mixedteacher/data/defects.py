@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anomalib_mixedteacher.data.textures import Array, Texture, length_unit, smooth_noise
+from anomalib_mixedteacher.data.textures import Array, Texture, length_unit, scene, smooth_noise
 
 BoolArray = NDArray[np.bool_]
 Defect = Callable[[Texture, np.random.Generator], tuple[Array, BoolArray]]
@@ -39,9 +39,9 @@ def _center(size: int, rng: np.random.Generator, reach: float) -> tuple[float, f
 def _blob(size: int, rng: np.random.Generator, radius: tuple[float, float], ragged: float) -> tuple[Array, float]:
     """Give the depth in an irregular blob (1 in the middle, 0 at its rim, negative outside) and its radius in pixels.
 
-    The radius is drawn from a range of shares of the image side.
+    The radius is drawn from a range of shares of the :func:`scene`'s side.
     """
-    extent = max(rng.uniform(*radius) * size, 2.0)
+    extent = max(rng.uniform(*radius) * scene(size), 2.0)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     cy, cx = _center(size, rng, extent)
     angle, flat = rng.uniform(0, np.pi), rng.uniform(0.65, 1.0)
@@ -57,7 +57,7 @@ def _blob(size: int, rng: np.random.Generator, radius: tuple[float, float], ragg
 def scratch(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
     """Draw a thin curved scratch, brighter or darker than the surface."""
     side = texture.surface.shape[0]
-    length = rng.uniform(0.2, 0.6) * side
+    length = rng.uniform(0.2, 0.6) * scene(side)
     width = rng.uniform(1.6, 3.2) * length_unit(side)
     direction, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.25, 0.25)
     cy, cx = _center(side, rng, length / 2)
@@ -97,8 +97,8 @@ def hole(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
 def missing_thread(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
     """Take one thread out over part of its length, so that what lies beneath shows."""
     side = texture.surface.shape[0]
-    cy, cx = _center(side, rng, 0.3 * side)
-    reach = rng.uniform(0.4, 1.0) * side / 2
+    cy, cx = _center(side, rng, 0.3 * scene(side))
+    reach = rng.uniform(0.4, 1.0) * scene(side) / 2
     y, x = np.mgrid[0:side, 0:side]
     number = np.floor(texture.threads)
     band = (number == number[int(cy), int(cx)]) & (np.hypot(y - cy, x - cx) <= reach)
@@ -112,7 +112,7 @@ def missing_thread(texture: Texture, rng: np.random.Generator) -> tuple[Array, B
 def misaligned_patch(texture: Texture, rng: np.random.Generator) -> tuple[Array, BoolArray]:
     """Replace a square by the same texture from elsewhere, turned by 90 degrees, slightly off in brightness."""
     side = texture.surface.shape[0]
-    extent = max(int(rng.uniform(0.14, 0.28) * side), 4)
+    extent = max(int(rng.uniform(0.14, 0.28) * scene(side)), 4)
     (top, left), (from_top, from_left) = rng.integers(0, side - extent + 1, (2, 2))
     patch = np.rot90(texture.surface[from_top : from_top + extent, from_left : from_left + extent]).copy()
     patch *= 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.14)

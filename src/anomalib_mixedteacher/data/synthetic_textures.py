@@ -25,7 +25,7 @@ from anomalib_mixedteacher.data.textures import FAMILIES, Array
 from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise it whenever the generated pixels change, so that no older cache is taken for the new images."""
 CACHE_VARIABLE = "ANOMALIB_MIXEDTEACHER_CACHE"
 
@@ -71,7 +71,8 @@ class SyntheticTextures(CheckedDataModule):
             ``XDG_CACHE_HOME`` or ``~/.cache``.
         category (str): Texture family: ``weave``, ``grain``, ``grid``, ``cells`` or ``speckle``.
             Defaults to ``"weave"``.
-        image_size (int | tuple[int, int]): Side of the square images in pixels, at least 32. Defaults to ``256``.
+        image_size (int | tuple[int, int]): Side of the square images in pixels, at least 32. One above 256 shows more
+            of the surface, with threads and defects of the same size. Defaults to ``256``.
         num_train (int): Good training images, at least 1. Defaults to ``64``.
         num_test_good (int): Good test images, at least 1. Defaults to ``24``.
         num_defects_per_kind (int): Test images of each of the six kinds of defect, at least 1. Defaults to ``6``.

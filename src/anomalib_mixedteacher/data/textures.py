@@ -53,9 +53,14 @@ class Texture:
         return np.clip(surface * self.light + self.noise, 0, 1).astype(np.float32)
 
 
+def scene(size: int) -> int:
+    """Give the side in pixels of what a picture shows: a larger one than 256 shows more of the surface, not larger."""
+    return min(size, 256)
+
+
 def length_unit(size: int) -> float:
-    """Give the scale of structures: 1 at 256 pixels, and never so small that threads vanish between pixels."""
-    return max(size / 256, 0.5)
+    """Give the scale of structures: 1 from 256 pixels on, and never so small that threads vanish between pixels."""
+    return max(scene(size) / 256, 0.5)
 
 
 def smooth_noise(size: int, rng: np.random.Generator, sigma: float) -> Array:

@@ -85,3 +85,13 @@ def test_images_stay_what_they_are(family, mean, deviation, pixels):
     image, mask = render(family, SIZE, 0, "test", "stain", 0)
     assert (image.mean(dtype=float), image.std(dtype=float)) == pytest.approx((mean, deviation), abs=1e-4)
     assert mask.sum() == pixels
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_larger_image_shows_more_not_larger(family):
+    small, large = texture(family, size=256), texture(family, size=512)
+    assert small.pitch == large.pitch
+    areas = {
+        size: [render(family, size, 0, "test", "hole", index)[1].sum() for index in range(8)] for size in (256, 512)
+    }
+    assert 0.5 < np.mean(areas[512]) / np.mean(areas[256]) < 2
