@@ -1,7 +1,7 @@
 """What INT8 changes on trained models: AUROC of images and pixels, and the heights of the maps on strong defects.
 
     python benchmarks/teachers.py --output runs/teachers.jsonl --sources packaged --checkpoints runs/checkpoints
-    python benchmarks/int8.py runs/checkpoints/*-0-packaged-fast.ckpt
+    python benchmarks/int8.py runs/checkpoints/*-0-packaged-fast.ckpt --output runs/int8.md
 
 The sets are those of benchmarks/teachers.py, named by the checkpoints. Ranges come from good training images. Height:
 the map's maximum on a defective image; of the ten highest, what INT8 changes, on average and at most.
@@ -49,15 +49,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the sets")
+    parser.add_argument("--output", type=Path, default=Path("runs/int8.md"), help="file for the table")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    print("| trained | image AUROC | pixel AUROC | INT8 image | INT8 pixel | height, mean | height, most |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    lines = ["| set | image AUROC | pixel AUROC | INT8 adds: image | pixel | height, mean | height, most |"]
+    lines += ["| --- |" + " --- |" * 6]
     for path in options.checkpoints:
         image, pixel, more_image, more_pixel, mean, most = measure(path, options.data)
         cells = f"{image:.3f} | {pixel:.3f} | {more_image:+.4f} | {more_pixel:+.4f} | {mean:.1%} | {most:.1%}"
-        print(f"| {path.stem} | {cells} |", flush=True)
+        lines.append(f"| {path.name.split('-')[0]} | {cells} |")
+        print(lines[-1], flush=True)
+    options.output.write_text("### INT8\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How distances become a map and a score: the alternatives, judged on the distances of trained models.
 
     python benchmarks/teachers.py --output runs/teachers.jsonl --sources packaged --checkpoints runs/checkpoints
-    python benchmarks/map_choices.py runs/checkpoints/*-0-packaged-fast.ckpt
+    python benchmarks/map_choices.py runs/checkpoints/*-0-packaged-fast.ckpt --output runs/map_choices.md
 
 Each choice differs from the default in one respect. Image AUROC, pixel AUROC and PRO are means over the checkpoints'
 sets (those of benchmarks/teachers.py), at 64 x 64, of one half of each test set and of the other: choose on the first,
@@ -100,15 +100,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the sets")
+    parser.add_argument("--output", type=Path, default=Path("runs/map_choices.md"), help="file for the table")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     sets = [distances(path, options.data) for path in options.checkpoints]
-    print(f"| mean of {len(sets)} | image AUROC | pixel AUROC | PRO | the other half: image | pixel | PRO |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    lines = [f"| mean of {len(sets)} | image AUROC | pixel AUROC | PRO | the other half: image | pixel | PRO |"]
+    lines += ["| --- |" + " --- |" * 6]
     for name, choice in CHOICES.items():
         means = torch.tensor([judge(choice, data) for data in sets]).mean(dim=0).flatten().tolist()
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in means) + " |", flush=True)
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in means) + " |")
+        print(lines[-1], flush=True)
+    options.output.write_text("### Choices\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

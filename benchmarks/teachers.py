@@ -3,8 +3,8 @@
     python benchmarks/teachers.py --output runs/teachers.jsonl
     python benchmarks/teachers.py --output runs/teachers.jsonl --sets fabric_01 paper --seeds 0 --sources packaged
 
-Each training adds a line to the output. The same command goes on where it stopped and ends with the table, which it
-also makes of what is there so far. A line with other settings (epochs, architecture, size) is left aside. A folder of
+Each training adds a line to the output. The same command goes on where it stopped and ends with the table, also beside
+the output (.md). A line with other settings (epochs, architecture, size) is left aside. A folder of
 weights without an EfficientNet-Lite0 gets the packaged one, which is ImageNet's own.
 """
 
@@ -162,7 +162,9 @@ def main() -> None:
         with options.output.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    print("\n" + table(read(options.output, settings), sets, options.sources))
+    found = table(read(options.output, settings), sets, options.sources)
+    options.output.with_suffix(".md").write_text(f"### Sources\n\n{found}\n")
+    print("\n" + found)
 
 
 if __name__ == "__main__":

@@ -211,25 +211,26 @@ def _values(image: Image.Image, name: str, max_pixels: int) -> NDArray[Any]:
             image.load()
     else:
         image.load()
-    values = _grey_values(image, name)
+    values = _deep_values(image, name)
     if values is None:
         width, height = image.size  # TIFF files may have been turned
-        values = np.empty((height, width, 3), np.uint8)
+        mode, shape = ("L", (height, width)) if image.mode == "L" else ("RGB", (height, width, 3))
+        values = np.empty(shape, np.uint8)
         rows = 1 + _STRIP // width
-        for top in range(0, height, rows):  # Pillow's own RGB takes four bytes a pixel, and its copy three
+        for top in range(0, height, rows):  # as a whole, Pillow would take the memory twice and more
             strip = image.crop((0, top, width, min(top + rows, height)))
-            values[top : top + rows] = np.asarray(strip.convert("RGB"))
+            values[top : top + rows] = np.asarray(strip.convert(mode))
     # TIFF files come upright, and without this entry, when they are loaded
     turned = int(image.getexif().get(ORIENTATION, 1))
     values = values.swapaxes(0, 1) if turned >= 5 else values
     return values[:: -1 if turned in {3, 4, 7, 8} else 1, :: -1 if turned in {2, 3, 6, 7} else 1]
 
 
-def _grey_values(image: Image.Image, name: str) -> NDArray[Any] | None:
+def _deep_values(image: Image.Image, name: str) -> NDArray[Any] | None:
     # 16-bit PGM, and with older versions of Pillow 16-bit PNG, are opened as 32-bit integers
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
         return np.asarray(image).astype(np.uint16)
-    if image.mode in {"F", "L"}:
+    if image.mode == "F":
         return np.asarray(image)
     if image.mode != "I":
         return None

@@ -39,8 +39,8 @@ class Prediction:
         anomaly_map: float32 of shape ``(H, W)``, of the size at which the model works; where images are cut into tiles,
             of a quarter of the image's height and width.
         mask: bool of shape ``(H, W)``, the pixels at the threshold or above.
-        p_value: How likely a good image has a score at least as high, in ``(0, 1]``; ``None`` for a model that was not
-            calibrated on good images.
+        p_value: How likely a good image has a score at least as high, in ``(0, 1]``; a part of a good image, where the
+            budget counts parts; ``None`` for a model that was not calibrated on good images.
         threshold: Score from which on the image is an alarm; 0.5 unless set otherwise.
     """
 
@@ -159,7 +159,8 @@ class EdgeDetector:
         Raises:
             DataError: If the image cannot be used.
         """
-        (item,) = self._items([(image_name(image), image)], 1)
+        one = None if isinstance(self.runner, TiledRunner) else 1  # an image has several tiles
+        (item,) = self._items([(image_name(image), image)], one)
         return _prediction_of(item)
 
     def predict_batch(self, images: Sequence[ImageSource] | NDArray[Any]) -> list[Prediction]:

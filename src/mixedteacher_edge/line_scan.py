@@ -34,7 +34,8 @@ class LineBlock:
 class LineScan:
     """Judges lines as they come; it keeps those of a tile, however many come.
 
-    A block's answer comes when the lines of one and a half tiles behind it have come, or the lines have ended.
+    A block's answer comes when two tiles of lines behind it have come, or the lines have ended. With the performance
+    hint ``THROUGHPUT`` it comes later: many tiles are gathered.
 
     Args:
         detector: A detector of a model that was trained with ``tile_size``.
@@ -65,16 +66,24 @@ class LineScan:
         self._detector, self._runner, self._lines = detector, runner, lines
 
     def __iter__(self) -> Iterator[LineBlock]:
-        """Judge the lines, once.
+        """Judge the lines, from where they are.
 
         Raises:
-            DataError: If a line cannot be used. An error of the lines' source comes behind all whole blocks before.
+            DataError: If lines cannot be used. It comes behind all whole blocks, as an error of their source does.
         """
         size, first = self.block // STRIDE, 0
         kept: Lines | None = None
         seen = 0
+        failure: Exception | None = None
 
         def counted() -> Iterator[NDArray[Any]]:
+            nonlocal failure
+            try:
+                yield from checked()
+            except Exception as error:  # of a camera, say
+                failure = error
+
+        def checked() -> Iterator[NDArray[Any]]:
             nonlocal seen
             width = None
             for lines in self._lines:
@@ -84,7 +93,7 @@ class LineScan:
                     raise DataError(msg)
                 width = part.shape[1:]
                 seen += len(part)
-                yield part
+                yield part.copy()  # whoever gave it may write the next lines into it
 
         with closing(self._runner.lines([(NAME, counted())])) as found:
             for _, part in found:
@@ -96,6 +105,8 @@ class LineScan:
                 while len(kept) >= size:
                     yield self._judged(first, min(first + self.block, seen), kept[:size])
                     kept, first = kept[size:], first + self.block
+        if failure is not None:
+            raise failure
         if kept is not None and len(kept):
             yield self._judged(first, seen, kept)
 

@@ -25,6 +25,7 @@ LARGE = 2**22  # pixels from which an image is resized before the graph, which t
 _SETTLED = 0.05  # seconds after which OpenVINO's threads rest
 
 Named: TypeAlias = tuple[str, ImageSource]
+Unusable: TypeAlias = tuple[str, DataError]
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 Outcome: TypeAlias = tuple[str, Outputs | DataError]
 
@@ -67,11 +68,11 @@ class ImageRunner:
         self._compiled = _Compiled()
         _RUNNERS.add(self)
 
-    def run(self, images: Iterable[Named], queue_size: int | None = None) -> Generator[Outcome, None, None]:
+    def run(self, images: Iterable[Named | Unusable], queue_size: int | None = None) -> Generator[Outcome, None, None]:
         """Give the graph's outputs for each image.
 
         Args:
-            images: Names and images. At most ``queue_size`` are read ahead.
+            images: Names and images, or why an image cannot be used. At most ``queue_size`` are read ahead.
             queue_size: Most images in progress; what OpenVINO finds best by default.
 
         Yields:
@@ -105,7 +106,9 @@ class ImageRunner:
                     with suppress(RuntimeError):
                         started.request.wait()  # OpenVINO reads the image until then
 
-    def _fitting(self, name: str, image: ImageSource, copy: bool) -> RGB | DataError:
+    def _fitting(self, name: str, image: ImageSource | DataError, copy: bool) -> RGB | DataError:
+        if isinstance(image, DataError):
+            return image
         try:
             rgb = self._read(image, name)
         except DataError as error:
@@ -140,6 +143,11 @@ class ImageRunner:
                 graph = graphs.with_image_input(self._graph, bytes_input)
                 variants[bytes_input] = _Variant(graphs.compile_graph(self._core, graph, *self._how))
             return variants[bytes_input]
+
+    @staticmethod
+    def note_answer() -> None:
+        """Note that OpenVINO has just answered; a fork waits until its threads rest."""
+        _Compiled.answered = time.monotonic()
 
     def leave_to_parent(self) -> None:
         """Compile anew in a forked child, where deleting the parent's models would wait for the parent's threads."""
@@ -207,7 +215,7 @@ def _finished(name: str, started: _Started | DataError) -> Outcome:
         return name, _unfit(name, started.rgb, error)
     tensors = {key: started.request.get_output_tensor(at) for key, at in started.variant.positions.items()}
     outputs = {key: tensor.data.copy() for key, tensor in tensors.items()}  # the tensors belong to the request
-    _Compiled.answered = time.monotonic()
+    ImageRunner.note_answer()
     started.variant.idle.append(started.request)
     return name, outputs
 
@@ -220,7 +228,7 @@ def _unfit(name: str, rgb: RGB, error: RuntimeError) -> DataError:
     )
 
 
-def _errors_as_items(images: Iterable[Named]) -> Iterator[Named | Exception]:
+def _errors_as_items(images: Iterable[Named | Unusable]) -> Iterator[Named | Unusable | Exception]:
     try:
         yield from images
     except Exception as error:  # whatever a camera's or a user's reader raises

@@ -21,7 +21,7 @@ from mixedteacher_edge.conformal import (
     smallest_alarm_rate,
 )
 from mixedteacher_edge.errors import ConfigurationError
-from mixedteacher_edge.tiling import STRIDE
+from mixedteacher_edge.tiling import STRIDE, starts
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ Unit: TypeAlias = Literal["image", "tile"] | int
 """What a budget counts: images, tiles of the model's size, or so many lines of an image."""
 
 SMALLEST_UNIT = 1e-6
+NO_TILES = "per={} counts parts of images that are cut into tiles: train with tile_size, or leave it out."
 _MARGIN = 2.0**-24  # float16 has it as well, in which files of half the size keep constants
 _BAR = 40
 
@@ -234,7 +235,8 @@ def part_scores(
         scale: Pixels of the image along a side of one of the map.
 
     Returns:
-        One pair for the image, or for each whole part of it; one for the image too where it holds no whole part.
+        One pair for the image, or for each part of it, of which the last ones end with the image; one for the image
+        too where it is smaller than a part.
 
     Raises:
         ConfigurationError: If the budget counts parts, and the model does not work in tiles.
@@ -243,17 +245,17 @@ def part_scores(
     if per == "image":
         return [(score, region_score(anomaly_map, area))]
     if tile_size is None:
-        msg = f"per={per} counts parts of images that are cut into tiles: train with tile_size, or leave it out."
-        raise ConfigurationError(msg)
+        raise ConfigurationError(NO_TILES.format(per))
     height, width = anomaly_map.shape
     rows = (tile_size if per == "tile" else per) // scale
     columns = tile_size // scale if per == "tile" else width
+    rows, columns = min(rows, height), min(columns, width)
     parts = [
         anomaly_map[top : top + rows, left : left + columns]
-        for top in range(0, height - rows + 1, rows)
-        for left in range(0, width - columns + 1, columns)
+        for top in starts(height, rows, rows)
+        for left in starts(width, columns, columns)
     ]
-    return [(float(part.max()), region_score(part, area)) for part in parts or [anomaly_map]]
+    return [(float(part.max()), region_score(part, area)) for part in parts]
 
 
 def check_per(per: Unit | str) -> Unit:

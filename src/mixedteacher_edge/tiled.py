@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,10 +11,10 @@ import openvino
 from numpy.typing import NDArray
 
 from mixedteacher_edge import graph as graphs
-from mixedteacher_edge.decoding import to_values
+from mixedteacher_edge.decoding import ImageSource, to_values
 from mixedteacher_edge.errors import DataError
 from mixedteacher_edge.record import ModelRecord
-from mixedteacher_edge.runner import ImageRunner, Named, Outcome, Outputs
+from mixedteacher_edge.runner import ImageRunner, Named, Outcome, Outputs, Unusable
 from mixedteacher_edge.tiling import Mosaic, Place, Tiling, cut
 
 Lines: TypeAlias = NDArray[np.float32]
@@ -24,9 +23,12 @@ Blocks: TypeAlias = Iterable[NDArray[Any]]
 
 @dataclass(frozen=True)
 class _End:
-    """Behind the last tile of an image, or in its place if it cannot be used."""
+    """Behind the last lines of an image, or why there will be no more of it."""
 
     error: DataError | None = None
+
+
+_NOWHERE = Place(0, 0, 0, 0)  # of an image without tiles
 
 
 class TiledRunner(ImageRunner):
@@ -56,10 +58,9 @@ class TiledRunner(ImageRunner):
         self._profile = None if profile is None else np.asarray(profile, np.float32)
         self._max_pixels = max_pixels
 
-    def run(self, images: Iterable[Named], queue_size: int | None = None) -> Generator[Outcome, None, None]:
+    def run(self, images: Iterable[Named | Unusable], queue_size: int | None = None) -> Generator[Outcome, None, None]:
         """Give the graph's outputs for each image, the map at a quarter of its height and width; see ImageRunner."""
-        values = partial(to_values, max_pixels=self._max_pixels)
-        sources = ((name, (values(image, name) for _ in range(1))) for name, image in images)  # read when it is cut
+        sources = ((name, self._read_when_cut(name, image)) for name, image in images)
         parts: list[Lines] = []
         with closing(self.lines(sources, queue_size)) as found:
             for name, part in found:
@@ -69,8 +70,13 @@ class TiledRunner(ImageRunner):
                     parts = []
                     yield name, part.error
                 else:
-                    whole, parts = np.concatenate(parts), []
-                    yield name, self.judge(whole)
+                    parts = [np.concatenate(parts)]
+                    yield name, self.judge(parts.pop())
+
+    def _read_when_cut(self, name: str, image: ImageSource | DataError) -> Blocks:
+        if isinstance(image, DataError):
+            raise image
+        yield to_values(image, name, self._max_pixels)
 
     def lines(
         self, sources: Iterable[tuple[str, Blocks]], queue_size: int | None = None
@@ -86,43 +92,47 @@ class TiledRunner(ImageRunner):
         """
         expected: deque[tuple[str, Place | _End]] = deque()
 
-        def tiles() -> Iterator[Named]:
+        def tiles() -> Iterator[Named | Unusable]:
             for name, blocks in sources:
-                error = None
                 try:
                     for place, values in cut(blocks, self.tiling):
                         expected.append((name, place))
                         yield name, values
-                except DataError as raised:
-                    error = raised
-                expected.append((name, _End(error)))
+                except DataError as error:
+                    expected.append((name, _NOWHERE))
+                    yield name, error
+                expected.append((name, _End()))
 
         mosaic: Mosaic | None = None
-        failure: DataError | None = None
+        failed = False
 
         def ends() -> Iterator[tuple[str, Lines | _End]]:
-            nonlocal mosaic, failure
+            nonlocal mosaic, failed
             while expected and isinstance(end := expected[0][1], _End):
                 name, _ = expected.popleft()
-                error = failure or end.error
-                if error is None and mosaic is not None:
-                    yield name, mosaic.rest()
-                yield name, _End(error)
-                mosaic = failure = None
+                if not failed:
+                    if mosaic is not None:
+                        yield name, mosaic.rest()
+                    yield name, end
+                mosaic, failed = None, False
 
         with closing(super().run(tiles(), queue_size)) as outcomes:
             for _, outputs in outcomes:
-                yield from ends()  # of images without a tile
+                yield from ends()  # of the image before
                 name, place = expected.popleft()
                 assert isinstance(place, Place)
                 try:
-                    mosaic = mosaic or Mosaic(place.width, self.tiling, self._profile)
+                    if isinstance(outputs, DataError):
+                        raise outputs
+                    mosaic = mosaic or Mosaic(place.image_width, self.tiling, self._profile)
+                    lines = mosaic.add(place, outputs["anomaly_map"][0, 0])
                 except DataError as error:
-                    outputs = error
-                if isinstance(outputs, DataError):
-                    failure = failure or outputs
-                elif failure is None and mosaic is not None:
-                    yield name, mosaic.add(place, outputs["anomaly_map"][0, 0])
+                    if not failed:  # at once: the image, or the web, may have no end
+                        failed = True
+                        yield name, _End(error)
+                else:
+                    if not failed:
+                        yield name, lines
                 yield from ends()
         yield from ends()
 
@@ -132,7 +142,9 @@ class TiledRunner(ImageRunner):
             if self._compiled.verdict is None:
                 self._compiled.verdict = graphs.compile_graph(self._core, self._verdict, *self._how)
             verdict = self._compiled.verdict
-        result = verdict.create_infer_request().infer([lines.max().reshape(1, 1), lines[None, None]])
+        values = [lines.max().reshape(1, 1), lines[None, None]]
+        result = verdict.create_infer_request().infer(values, share_inputs=True)
+        self.note_answer()
         return {name: result[position] for name, position in graphs.output_positions(verdict).items()}
 
 

@@ -7,7 +7,7 @@ the eighth between them one map fades into the other. An image smaller than a ti
 Training, prediction in torch and the runtime beside the camera all use this module.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from mixedteacher_edge.errors import ConfigurationError, DataError
 
 STRIDE = 4  # pixels of the image along a side of one of the map
 _LEVEL = 0.99  # of a column's values on good images
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples spread evenly
+_LINES = 256  # of a good image that are looked at for a profile
 _LEAST = 1e-6  # of a profile, if good images give nothing at all
 _UNIT = 64  # tiles are multiples of it, so that overlap, margin and fade are whole pixels of the map
 
@@ -29,14 +31,14 @@ class Place:
     Attributes:
         top: Its first row in the image.
         left: Its first column.
-        height: How many of its rows are the image's; the others mirror them.
-        width: Columns of the image.
+        rows: How many of its rows are the image's; the others mirror them.
+        image_width: Columns of the image.
     """
 
     top: int
     left: int
-    height: int
-    width: int
+    rows: int
+    image_width: int
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,26 @@ class Tiling:
         """Give the length to which a side of ``length`` pixels is mirrored: of a tile at least, and a multiple of 4."""
         return max(self.size, -(-length // STRIDE) * STRIDE)
 
-    def starts(self, length: int) -> list[int]:
-        """Give where the tiles along a side of ``length`` pixels begin."""
-        last = self.padded(length) - self.size
-        return [*range(0, last, self.step), last]
+    def starts(self, length: int, step: int | None = None) -> list[int]:
+        """Give where tiles along a side of ``length`` pixels begin, every ``step`` pixels; the last ends with it."""
+        return starts(self.padded(length), self.size, step or self.step)
 
-    def places(self, height: int, width: int) -> list[Place]:
-        """Give where the tiles of an image lie, row by row from the left."""
-        size = self.size
-        return [
-            Place(top, left, min(size, height - top), width)
-            for top in self.starts(height)
-            for left in self.starts(width)
-        ]
+    def places(self, height: int, width: int, step: int | None = None) -> list[Place]:
+        """Give where the tiles of an image lie, row by row from the left; see :meth:`starts`."""
+        size, lefts = self.size, self.starts(width, step)
+        return [Place(top, left, min(size, height - top), width) for top in self.starts(height, step) for left in lefts]
+
+    def sample(self, height: int, width: int, count: int, number: int) -> list[Place]:
+        """Give ``count`` of an image's tiles, spread evenly; other ones of an image of another ``number``."""
+        places = self.places(height, width)
+        count = min(count, len(places))
+        first = number * _GOLDEN % 1
+        return [places[int((k + first) * len(places) / count)] for k in range(count)]
+
+
+def starts(length: int, size: int, step: int) -> list[int]:
+    """Give where parts of a length begin, every ``step``; the last one ends with it."""
+    return [*range(0, length - size, step), length - size]
 
 
 def pixels(length: int, start: int, count: int) -> slice | NDArray[np.intp]:
@@ -148,8 +157,11 @@ class Mosaic:
     def __init__(self, width: int, tiling: Tiling, profile: NDArray[np.float32] | None = None) -> None:
         self._columns = -(-width // STRIDE)
         if profile is not None and len(profile) != self._columns:
-            msg = f"An image is {width} pixels wide, not {STRIDE * len(profile)} as the good images: train without "
-            raise DataError(msg + "standardize=position for images of several widths.")
+            msg = (
+                f"An image is {width} pixels wide, the good images were {STRIDE * len(profile)}: train without "
+                "standardize=position for images of several widths."
+            )
+            raise DataError(msg)
         self._profile = np.ones(self._columns, np.float32) if profile is None else profile
         self._tiling = tiling
         self._last = tiling.starts(width)[-1]
@@ -167,7 +179,7 @@ class Mosaic:
             return np.empty((0, self._columns), np.float32)
         row = np.concatenate([*self._parts, self._row.rest()], axis=1)
         self._row, self._parts = _Joint(self._tiling, axis=1), []
-        row = row[: -(-place.height // STRIDE), : self._columns]
+        row = row[: -(-place.rows // STRIDE), : self._columns]
         return self._rows.add(place.top, np.divide(row, self._profile, dtype=np.float32))
 
     def rest(self) -> NDArray[np.float32]:
@@ -175,7 +187,7 @@ class Mosaic:
         return self._rows.rest()
 
 
-def web_profile(maps: Sequence[NDArray[np.float32]], tiling: Tiling) -> NDArray[np.float32]:
+def web_profile(maps: Iterable[NDArray[np.float32]], tiling: Tiling) -> NDArray[np.float32]:
     """Give what the maps of good images reach at each position across a web.
 
     It is the 99th percentile of a column's values, or that of the highest column within an overlap on either side,
@@ -188,7 +200,8 @@ def web_profile(maps: Sequence[NDArray[np.float32]], tiling: Tiling) -> NDArray[
     Returns:
         Profile ``(W / 4,)``, positive.
     """
-    levels = np.quantile(np.concatenate(maps), _LEVEL, axis=0)
+    some = [lines[:: -(-len(lines) // _LINES)] for lines in maps]
+    levels = np.quantile(np.concatenate(some), _LEVEL, axis=0)
     reach = tiling.overlap // STRIDE
     around = np.lib.stride_tricks.sliding_window_view(np.pad(levels, reach, "edge"), 2 * reach + 1).max(axis=1)
     return np.maximum(around, max(np.median(around), _LEAST)).astype(np.float32)

@@ -50,7 +50,8 @@ def build(cell: Cell) -> tuple[AnomalibModule, list[Callback]]:
     with _refusing_arguments(name):
         if name in MODELS:
             kind: Any = public(name)
-            return kind(teacher_weights=cell.teacher_weights, image_size=size, **arguments), []
+            sizes = {} if arguments.get("tile_size") else {"image_size": size}
+            return kind(teacher_weights=cell.teacher_weights, **sizes, **arguments), []
         if name in PEERS:
             pre_processor = AnomalibModule.configure_pre_processor(size)
             with no_download():

@@ -1,7 +1,7 @@
 """Figures of raw scores and maps.
 
-anomalib's evaluator sees scores after normalisation, which clamps them to [0, 1]: everything beyond the range seen in
-validation ties, and its AUROC depends on the validation set. Here scores are taken as the model gives them.
+anomalib's evaluator sees scores after normalisation, which its own models clamp to [0, 1]: everything beyond the range
+seen in validation ties. Here scores are taken as the model gives them.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Predictions:
 
     Attributes:
         scores: Image scores, ``(N,)``.
-        maps: Anomaly maps, ``(N, H, W)``; ``(N, 0, 0)`` of a model that gives none.
+        maps: Anomaly maps, ``(N, H, W)``; ``(N, 0, 0)`` of a model that gives none, and of images of several sizes.
         labels: 1 for anomalous images, ``(N,)``.
         masks: 1 on defects, ``(N, H, W)``.
         kinds: Name of each image's defect, ``"good"`` for none.
@@ -76,7 +76,14 @@ def predict(model: AnomalibModule, datamodule: AnomalibDataModule, split: str = 
         labels.append(batch.gt_label.int())
         masks.append(mask.reshape(len(mask), *mask.shape[-2:]).int())
     kinds = image_kinds(getattr(datamodule, f"{split}_data").samples)
-    return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
+    return Predictions(torch.cat(scores), stack(maps), torch.cat(labels), stack(masks), kinds)
+
+
+def stack(batches: list[torch.Tensor]) -> torch.Tensor:
+    """Put batches of maps or masks ``(B, H, W)`` into one; ``(N, 0, 0)`` where they have several sizes."""
+    if len({batch.shape[1:] for batch in batches}) == 1:
+        return torch.cat(batches)
+    return torch.empty(sum(map(len, batches)), 0, 0)
 
 
 def summarize(predictions: Predictions) -> dict[str, float]:

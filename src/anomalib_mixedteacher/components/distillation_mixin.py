@@ -171,12 +171,14 @@ class DistillationMixin(LeanExport, _Base):
         """Compute the features of a sample of the training images, one batch after another."""
         return (self.features(*batch) for batch in self._good_images())
 
-    def _good_images(self, at_once: int = 16) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
+    def _good_images(
+        self, at_once: int = 16, count: int = STATISTICS_IMAGES
+    ) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
         transform = getattr(self.pre_processor, "transform", None) or nn.Identity()
         loader: Any = self.trainer.train_dataloader
         return (
             (transform(batch.image.to(self.device)), batch.image_path)
-            for batch in sample_batches(loader, STATISTICS_IMAGES, at_once)
+            for batch in sample_batches(loader, count, at_once)
         )
 
     def configure_optimizers(self) -> Any:

@@ -212,7 +212,7 @@ class StandardizedMapModel(DistillationModel):
         """
         self.good_profile = self.good_profile.new_empty(0)
         assert self.tiles is not None  # there are tiles
-        profile = web_profile([self.joined_map(image) for image in images], self.tiles.tiling)
+        profile = web_profile((self.joined_map(image) for image in images), self.tiles.tiling)
         self.good_profile = torch.from_numpy(profile).to(self.good_profile)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

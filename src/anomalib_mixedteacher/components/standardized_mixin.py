@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
+from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES, DistillationMixin
 from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, default_pre_processor
@@ -15,6 +17,8 @@ from anomalib_mixedteacher.components.tiles import as_prediction, stack_predicti
 from anomalib_mixedteacher.components.training_data import check_equal_sizes
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.tiling import Place, Tiling
+
+PROFILE_IMAGES = 16  # each is predicted as a whole
 
 
 class StandardizedMapMixin(DistillationMixin):
@@ -37,7 +41,10 @@ class StandardizedMapMixin(DistillationMixin):
         super().setup(stage)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if self._tiling is not None:
-            if self._resizes():
+            if self.tiles_per_image < 1:
+                msg = f"tiles_per_image is {self.tiles_per_image}: give 1 or more."
+                raise ConfigurationError(msg)
+            if extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Resize):
                 msg = "tile_size takes images at their own size: give a pre-processor that does not resize."
                 raise ConfigurationError(msg)
             for split, option in (("train", "train"), ("val", "eval"), ("test", "eval")):
@@ -52,12 +59,12 @@ class StandardizedMapMixin(DistillationMixin):
     def on_train_epoch_end(self) -> None:
         """Gather statistics of good images where no validation has done so."""
         if self._statistics_step != self.global_step:
-            self._update_good_statistics()
+            self._update_good_statistics(profile=self.global_step == self.trainer.estimated_stepping_batches)
 
     def on_validation_start(self) -> None:
         """Gather statistics of good images first: the thresholds found in validation depend on them."""
         if self.trainer.state.fn == "fit":
-            self._update_good_statistics()
+            self._update_good_statistics(profile=True)
 
     def training_images(self, batch: Any) -> tuple[torch.Tensor, Sequence[str] | None]:
         """Give the images, or tiles of each that are drawn anew in each epoch."""
@@ -93,31 +100,33 @@ class StandardizedMapMixin(DistillationMixin):
         losses.append(loss)
         return torch.as_tensor(prediction.anomaly_map)
 
-    def _good_images(self, at_once: int = 16) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
+    def _good_images(
+        self, at_once: int = 16, count: int = STATISTICS_IMAGES
+    ) -> Iterator[tuple[torch.Tensor, Sequence[str] | None]]:
         """Give a sample of the training images, or of their tiles."""
         tiling = self._tiling
         if tiling is None:
-            yield from super()._good_images(at_once)
+            yield from super()._good_images(at_once, count)
             return
         loader: Any = self.trainer.train_dataloader
         each = -(-STATISTICS_IMAGES // min(STATISTICS_IMAGES, len(loader.dataset)))
-        for images, paths in super()._good_images(at_once=1):
-            places = tiling.places(*images.shape[-2:])
-            spread = torch.linspace(0, len(places) - 1, min(each, len(places))).round().int().tolist()
-            chosen = [places[k] for k in spread]
+        for number, (images, paths) in enumerate(super()._good_images(at_once=1)):
+            chosen = tiling.sample(images.shape[-2], images.shape[-1], each, number)
             names = [_name(path, place) for path in paths for place in chosen] if paths else None
             yield take(images[0], chosen, tiling), names
 
     @torch.no_grad()
-    def _update_good_statistics(self) -> None:
+    def _update_good_statistics(self, profile: bool) -> None:
+        """Set the statistics; the profile, which takes all tiles of the good images, only where it will be used."""
         generator: Any = self.model.anomaly_map_generator
         if not generator.needs_good_statistics:
             return
         modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
         generator.set_good_statistics(self.good_features())
-        if self.model.standardize == "position":
-            self.model.set_good_profile(images[0] for images, _ in super()._good_images(at_once=1))
+        if profile and self.model.standardize == "position":
+            good = super()._good_images(at_once=1, count=PROFILE_IMAGES)
+            self.model.set_good_profile(images[0] for images, _ in good)
         for module, mode in modes.items():
             module.training = mode
         self._statistics_step = self.global_step
@@ -137,13 +146,8 @@ class StandardizedMapMixin(DistillationMixin):
 
 def _drawn(height: int, width: int, count: int, tiling: Tiling) -> list[Place]:
     """Draw tiles from all places in steps of an eighth of their size, so that the cache meets them again."""
-    step = tiling.size // 8
-    rows, columns = ((tiling.padded(side) - tiling.size) // step + 1 for side in (height, width))
-    drawn = torch.randperm(rows * columns)[:count].tolist()
-    return [
-        Place(top, left, min(tiling.size, height - top), width)
-        for top, left in ((place // columns * step, place % columns * step) for place in drawn)
-    ]
+    places = tiling.places(height, width, step=tiling.size // 8)
+    return [places[k] for k in torch.randperm(len(places))[:count].tolist()]
 
 
 def _name(path: str, place: Place) -> str:

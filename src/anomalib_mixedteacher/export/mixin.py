@@ -70,7 +70,7 @@ class LeanExport(_Base):
         """
         if self.tiles is not None:
             size = (self.tiles.tiling.size,) * 2
-            if input_size not in {None, size}:
+            if input_size is not None and tuple(input_size) != size:
                 msg = "A model that works in tiles takes images of any size: leave input_size out."
                 raise ConfigurationError(msg)
             input_size = size

@@ -1,6 +1,7 @@
 """From a trained model to a lean OpenVINO model with its record."""
 
 import logging
+import math
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -147,7 +148,8 @@ def _raw_threshold(post_processor: PostProcessor, kind: str) -> float:
     threshold, sensitivity, low, high = (float(getattr(post_processor, f"{kind}_{name}")) for name in names)
     steps = 0.5 - sensitivity  # of anomalib's scale, in parts of the range
     if isinstance(post_processor, F1PostProcessor):
-        steps /= 1 - abs(2 * steps)  # of ours, which flattens on either side
+        left = 1 - abs(2 * steps)  # our scale flattens on either side, and ends there
+        steps = steps / left if left > 0 else math.copysign(math.inf, steps)
     return threshold + steps * (high - low)
 
 

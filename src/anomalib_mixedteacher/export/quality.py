@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Resize
 
-from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, summarize
+from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, stack, summarize
 from anomalib_mixedteacher.components.tiles import Tiles, join_tiles, take
 from mixedteacher_edge.tiling import STRIDE, Place, Tiling
 
@@ -106,7 +106,7 @@ def predict(
             else batch.gt_mask.reshape(1, 1, *batch.gt_mask.shape[-2:])
         )
         masks.append((torch.nn.functional.interpolate(mask.float(), size)[:, 0] > 0).int())
-    return Predictions(torch.cat(scores), torch.cat(maps), torch.cat(labels), torch.cat(masks), kinds)
+    return Predictions(torch.cat(scores), stack(maps), torch.cat(labels), stack(masks), kinds)
 
 
 def predict_dataset(model: openvino.Model, dataset: Any, resize: Resize | None, tiles: Tiles | None) -> Predictions:
@@ -117,10 +117,9 @@ def predict_dataset(model: openvino.Model, dataset: Any, resize: Resize | None, 
 def tiles_of(images: Iterable[Images], tiling: Tiling, count: int) -> list[Images]:
     """Cut images into tiles of shape ``(1, 3, size, size)``, at most so many of each, spread evenly."""
     found: list[torch.Tensor] = []
-    for image in images:
-        places = tiling.places(*image.shape[-2:])
-        chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int).tolist()
-        found += take(torch.from_numpy(image[0]), [places[k] for k in chosen], tiling)[:, None].unbind()
+    for number, image in enumerate(images):
+        places = tiling.sample(image.shape[-2], image.shape[-1], count, number)
+        found += take(torch.from_numpy(image[0]), places, tiling)[:, None].unbind()
     return [tile.numpy() for tile in found]
 
 

@@ -14,6 +14,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
 from mixedteacher_edge.conformal import check_alarm_rate, next_above, suspects
 from mixedteacher_edge.thresholds import (
+    NO_TILES,
     SMALLEST_UNIT,
     Arithmetic,
     Thresholds,
@@ -23,6 +24,7 @@ from mixedteacher_edge.thresholds import (
     part_scores,
     rescale,
 )
+from mixedteacher_edge.tiling import STRIDE
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +155,8 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
                 "(--data.val_split_mode from_train --data.val_split_ratio 0.2)."
             )
             raise CalibrationError(msg)
+        if self.per != "image" and getattr(getattr(pl_module, "model", None), "tile_size", None) is None:
+            raise ConfigurationError(NO_TILES.format(self.per))
 
     def on_validation_batch_end(  # type: ignore[override]  # anomalib's signature
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
@@ -216,7 +220,9 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
             return
         arrays = maps.detach().float().cpu().numpy()
         for name, value, single in zip(names, values, arrays, strict=True):
-            parts = part_scores(value, single.reshape(single.shape[-2:]), self.min_area, self.per, tile_size)
+            scale = STRIDE if tile_size else 1  # of tiles each value is repeated
+            coarse = single.reshape(single.shape[-2:])[::scale, ::scale]
+            parts = part_scores(value, coarse, self.min_area, self.per, tile_size, scale)
             for number, (score, region) in enumerate(parts):
                 self._gathered.append((f"{name}#{number}" if name and len(parts) > 1 else name, score, region))
 

@@ -110,7 +110,7 @@ def test_the_map_is_divided_by_the_profile_across_the_web(tmp_path):
     lines = np.concatenate([block.prediction.anomaly_map for block in LineScan(detector, [web])])
     np.testing.assert_allclose(lines, expected, atol=1e-5)
     items = list(detector.stream([picture((100, 160)), web]))
-    assert items[0].error.startswith("An image is 160 pixels wide, not 152 as the good images: train without")
+    assert items[0].error.startswith("An image is 160 pixels wide, the good images were 152: train without")
     assert items[1].prediction is not None
 
 
@@ -129,6 +129,46 @@ def test_a_line_scan_answers_while_lines_come(model):
         assert read - block.last <= 3 * 64
         if number == 50:
             break
+
+
+def test_a_line_scan_keeps_no_view_of_the_cameras_buffer(model):
+    web, buffer = picture((300, 100)), np.empty((20, 100), np.uint8)
+
+    def camera():
+        for start in range(0, 300, 20):
+            buffer[:] = web[start : start + 20]
+            yield buffer
+
+    lines = np.concatenate([block.prediction.anomaly_map for block in LineScan(EdgeDetector(model), camera())])
+    np.testing.assert_allclose(lines, THRESHOLDS.rescale(raw(web), "pixel"), atol=1e-5)
+
+
+def test_a_line_that_cannot_be_used_ends_an_endless_scan(model):
+    def camera():
+        yield np.full((500, 64), 0.5)
+        while True:
+            yield np.full((1, 64), np.nan)
+
+    judged = []
+    with pytest.raises(DataError, match="not in"):
+        judged.extend(block.first for block in LineScan(EdgeDetector(model), camera()))
+    assert judged[:8] == list(range(0, 8 * 48, 48))
+
+
+def test_a_stream_tells_of_each_of_many_images_that_it_cannot_read(model):
+    read = 0
+
+    def camera():
+        nonlocal read
+        while True:
+            read += 1
+            yield b"no image"
+
+    stream = EdgeDetector(model).stream(camera(), 2)
+    for number in range(20):
+        assert "not a known image format" in next(stream).error
+        assert read <= number + 4
+    stream.close()
 
 
 def test_a_line_scan_names_what_it_cannot_use(model, tmp_path):
@@ -150,12 +190,12 @@ def test_what_a_lost_camera_had_sent_is_judged_first(model):
     judged = []
     with pytest.raises(OSError, match="unplugged"):
         judged.extend(block.first for block in LineScan(EdgeDetector(model), camera()))
-    assert judged == [0, 48, 96]
+    assert judged == [0, 48, 96, 144]
 
 
-@pytest.mark.parametrize(("per", "count"), [("image", 6), ("tile", 6 * 2 * 3), ("96", 6), ("32", 6 * 4)])
+@pytest.mark.parametrize(("per", "count"), [("image", 6), ("tile", 6 * 3 * 4), ("96", 6 * 2), ("32", 6 * 5)])
 def test_a_budget_counts_images_tiles_or_lines(model, tmp_path, capsys, per, count):
-    """Images of 140 x 200 pixels hold 2 x 3 whole tiles, 96 lines once, and 32 lines four times."""
+    """Images of 140 x 200 pixels have 3 x 4 tiles side by side, of which the last ones end with the image."""
     good = [picture((140, 200), seed=seed) for seed in range(6)]
     (tmp_path / "good").mkdir()
     for number, image in enumerate(good):
@@ -164,8 +204,8 @@ def test_a_budget_counts_images_tiles_or_lines(model, tmp_path, capsys, per, cou
     maxima = [
         raw(image)[top // 4 : (top + size[0]) // 4, left // 4 : (left + size[1]) // 4].max()
         for image in good
-        for top in range(0, 140 - size[0] + 1, size[0])
-        for left in range(0, 200 - size[1] + 1, size[1])
+        for top in [*range(0, 140 - size[0], size[0]), 140 - size[0]]
+        for left in [*range(0, 200 - size[1], size[1]), 200 - size[1]]
     ]
     assert len(maxima) == count
     options = ["--alarm-rate", "0.4", "--min-area", "1", "--per", per, "--output", str(tmp_path / "own.xml")]

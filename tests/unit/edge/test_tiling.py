@@ -73,6 +73,16 @@ def test_a_profile_is_what_good_images_reach_nearby_and_its_median_at_least():
     assert (web_profile([np.zeros((4, 20), np.float32)], Tiling(64)) > 0).all()
 
 
+def test_samples_of_many_images_reach_everywhere():
+    tiling = Tiling(64)
+    places = tiling.places(300, 500)
+    seen = {place for number in range(200) for place in tiling.sample(300, 500, 1, number)}
+    assert seen == set(places)
+    some = tiling.sample(300, 500, 5, 3)
+    assert len(set(some)) == 5
+    assert set(tiling.sample(300, 500, 1000, 7)) == set(places)
+
+
 @pytest.mark.parametrize("size", [0, 32, 100, -64])
 def test_sizes_that_cannot_be_joined_are_refused(size):
     with pytest.raises(ConfigurationError, match=f"tile_size must be a multiple of 64, such as 256, not {size}"):
