@@ -9,7 +9,7 @@ profile, which is standardize=tile. Each training adds its figures to the output
 it stopped, and writes the table, table.md.
 
 Smallest defect: pixels of the smallest region of a mask within which the map is higher than anywhere on good strips.
-Seam: mean map of good strips on the lines and columns where tiles meet, as a part of that elsewhere.
+Seam: median of the columns' means on good strips where tiles meet, as a part of that elsewhere.
 Shift: correlation of the maps of a good strip and of the same strip without its first half tile.
 """
 
@@ -133,7 +133,7 @@ def seams(model: Any, datamodule: Folder) -> dict[str, float]:
     at[(joints[:, None] + np.arange(-16, 16)).ravel()] = True
     return {
         "good strips": len(maps),
-        "seam": round(float(mean[:, at].mean() / mean[:, ~at].mean()), 4),
+        "seam": round(float(np.median(mean.mean(0)[at]) / np.median(mean.mean(0)[~at])), 4),
         "shift": round(fmean(correlations), 4),
     }
 

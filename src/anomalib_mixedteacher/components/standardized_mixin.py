@@ -18,6 +18,7 @@ from anomalib_mixedteacher.components.training_data import check_equal_sizes
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.tiling import Place, Tiling
 
+STATISTICS_TILES = 256  # a position within a tile is compared with itself: what varies between tiles must be seen
 PROFILE_IMAGES = 16  # each is predicted as a whole
 
 
@@ -57,14 +58,15 @@ class StandardizedMapMixin(DistillationMixin):
         self._statistics_step = -1
 
     def on_train_epoch_end(self) -> None:
-        """Gather statistics of good images where no validation has done so."""
-        if self._statistics_step != self.global_step:
-            self._update_good_statistics(profile=self.global_step == self.trainer.estimated_stepping_batches)
+        """Gather statistics of good images where no validation has done so; those of tiles at the end only."""
+        last = self.global_step == self.trainer.estimated_stepping_batches
+        if self._statistics_step != self.global_step and (last or self._tiling is None):
+            self._update_good_statistics()
 
     def on_validation_start(self) -> None:
         """Gather statistics of good images first: the thresholds found in validation depend on them."""
         if self.trainer.state.fn == "fit":
-            self._update_good_statistics(profile=True)
+            self._update_good_statistics()
 
     def training_images(self, batch: Any) -> tuple[torch.Tensor, Sequence[str] | None]:
         """Give the images, or tiles of each that are drawn anew in each epoch."""
@@ -109,22 +111,21 @@ class StandardizedMapMixin(DistillationMixin):
             yield from super()._good_images(at_once, count)
             return
         loader: Any = self.trainer.train_dataloader
-        each = -(-STATISTICS_IMAGES // min(STATISTICS_IMAGES, len(loader.dataset)))
+        each = -(-STATISTICS_TILES // min(count, len(loader.dataset)))
         for number, (images, paths) in enumerate(super()._good_images(at_once=1)):
             chosen = tiling.sample(images.shape[-2], images.shape[-1], each, number)
             names = [_name(path, place) for path in paths for place in chosen] if paths else None
             yield take(images[0], chosen, tiling), names
 
     @torch.no_grad()
-    def _update_good_statistics(self, profile: bool) -> None:
-        """Set the statistics; the profile, which takes all tiles of the good images, only where it will be used."""
+    def _update_good_statistics(self) -> None:
         generator: Any = self.model.anomaly_map_generator
         if not generator.needs_good_statistics:
             return
         modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
         generator.set_good_statistics(self.good_features())
-        if profile and self.model.standardize == "position":
+        if self.model.standardize == "position":
             good = super()._good_images(at_once=1, count=PROFILE_IMAGES)
             self.model.set_good_profile(images[0] for images, _ in good)
         for module, mode in modes.items():
