@@ -8,7 +8,7 @@ strips, and judges the raw scores and maps of the test strips; in tiles with sta
 profile, which is standardize=tile. Each training adds its figures to the output folder; the same command goes on where
 it stopped, and writes the table, table.md.
 
-Smallest defect: pixels of the smallest region of a mask within which the map is higher than anywhere on good strips.
+Smallest defect: pixels of the strip in the smallest region of a mask in which the map is higher than on any good strip.
 Seam: median of the columns' means on good strips where tiles meet, as a part of that elsewhere.
 Shift: correlation of the maps of a good strip and of the same strip without its first half tile.
 """
@@ -36,6 +36,7 @@ from anomalib_mixedteacher.benchmark.scores import Predictions, predict, region_
 from mixedteacher_edge.tiling import Tiling
 
 TILE = 256
+PIXELS = 4096 * 256  # of a strip
 WAYS = ("squeezed", "tiles", "tiles, position")
 
 
@@ -109,7 +110,7 @@ def smallest_defect(p: Predictions) -> float:
         regions, count = ndimage.label(mask, np.ones((3, 3)))
         tops = ndimage.maximum(anomaly_map, regions, range(1, count + 1))
         areas = ndimage.sum(mask, regions, range(1, count + 1))
-        found += [area for top, area in zip(tops, areas, strict=True) if top > highest]
+        found += [area * PIXELS / mask.size for top, area in zip(tops, areas, strict=True) if top > highest]
     return min(found, default=float("nan"))
 
 
