@@ -50,8 +50,11 @@ def test_leaves_what_cannot_be_had(tmp_path, capsys):
     assert "table.md is not there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+PAGES = ["README.md", "docs/results.md", "docs/large-images.md", "docs/edge.md", "docs/teachers.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_have_closed_blocks(page):
     text = (REPOSITORY / page).read_text()
     blocks = SCRIPT["BLOCK"].findall(text)
-    assert len(blocks) == text.count("<!-- tables:") == text.count("<!-- end of tables -->") == 1
+    assert len(blocks) == text.count("<!-- tables:") == text.count("<!-- end of tables -->") > 0
