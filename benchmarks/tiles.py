@@ -2,13 +2,12 @@
 
     python benchmarks/tiles.py exported/weights/openvino/model.xml exported-int8/weights/openvino/model.xml
 
-In turn, a tile alone and an image of many tiles: the share says how much of the time of so many tiles alone the image
-takes less or more (1 is equal, above 1 the image is faster). Memory: the highest of a process that judges a scan of
-4,096 x 43,700 grey pixels from a PNG file, above that of one that judges a tile.
+The models must be of standardize=tile: they judge images of several widths. In turn, a tile alone and an image of many
+tiles: above a share of 1 a tile among others takes less time than alone. Memory: the highest of a process that judges a
+scan of 4,096 x 43,700 grey pixels from a PNG file, above that of one that judges a tile.
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from mixedteacher_edge import EdgeDetector
+from mixedteacher_edge.record import read_record
 
 SIDE = (2048, 4096)
 SCAN = (43_700, 4096)
@@ -59,12 +59,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path, help="exported models")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--judge", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path("runs/tiles.md"), help="file for the table")
     options = parser.parse_args()
     if options.judge:
         EdgeDetector(options.models[0]).predict(options.models[1])
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
         return
-    print("| model | megapixels a second | share of tiles alone | MB above one tile |\n| --- | --- | --- | --- |")
+    lines = [
+        "| precision | megapixels a second | share of tiles alone | MB above one tile |",
+        "| --- | --- | --- | --- |",
+    ]
     with TemporaryDirectory() as folder:
         scan, tile = Path(folder) / "scan.png", Path(folder) / "tile.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, SCAN, np.uint8)).save(scan, compress_level=0)
@@ -72,8 +76,13 @@ def main() -> None:
         for path in options.models:
             alone, whole, count = speed(path, options.rounds)
             above = memory(path, scan) - memory(path, tile)
-            name = os.path.relpath(path)
-            print(f"| {name} | {SIDE[0] * SIDE[1] / whole / 1e6:.2f} | {count * alone / whole:.2f} | {above:.0f} |")
+            record = read_record(path)
+            name = record.precision if record else path.name
+            lines.append(
+                f"| {name} | {SIDE[0] * SIDE[1] / whole / 1e6:.2f} | {count * alone / whole:.2f} | {above:.0f} |"
+            )
+    options.output.write_text("### Speed\n\n" + "\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
