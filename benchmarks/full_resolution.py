@@ -16,24 +16,22 @@ Shift: correlation of the maps of a good strip and of the same strip without its
 import argparse
 import json
 import logging
-import time
 import warnings
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from anomalib.data import Folder
-from anomalib.engine import Engine
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from anomalib_mixedteacher import MixedTeacher
 from anomalib_mixedteacher.benchmark.scores import Predictions, predict, region_overlap, summarize
 from mixedteacher_edge.tiling import Tiling
+from teachers import train
 
 TILE = 256
 PIXELS = 4096 * 256  # of a strip
@@ -64,19 +62,9 @@ def measure(tiled: bool, seed: int, options: argparse.Namespace) -> list[dict[st
     datamodule = load_data(options.data)
     arguments: dict[str, Any] = {"tile_size": TILE, "tiles_per_image": options.tiles, "standardize": "position"}
     model = MixedTeacher(**arguments if tiled else {})
-    start = time.perf_counter()
-    with TemporaryDirectory() as folder:
-        engine = Engine(
-            max_epochs=options.epochs,
-            check_val_every_n_epoch=options.epochs,
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        engine.fit(model=model, datamodule=datamodule)
-    known = {"seed": seed, "epochs": options.epochs, "train_seconds": round(time.perf_counter() - start, 1)}
-    engine.trainer.save_checkpoint(options.output / f"{'tiles' if tiled else 'squeezed'}-{seed}.ckpt")
+    trainer, seconds = train(model, datamodule, options.epochs)
+    known = {"seed": seed, "epochs": options.epochs, "train_seconds": round(seconds, 1)}
+    trainer.save_checkpoint(options.output / f"{'tiles' if tiled else 'squeezed'}-{seed}.ckpt")
     if not tiled:
         return [{"way": WAYS[0], **known, **judge(predict(model, datamodule))}]
     rows = [{"way": WAYS[2], **known, **judge(predict(model, datamodule)), **seams(model, datamodule)}]

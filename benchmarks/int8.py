@@ -12,25 +12,19 @@ import logging
 import warnings
 from pathlib import Path
 
-import lightning
 import numpy as np
 import torch
 
 from anomalib_mixedteacher.export import quality, quantize
 from anomalib_mixedteacher.export.graph import network, resize_of
-from anomalib_mixedteacher.models.restore import load_model
-from teachers import SETS, load_data
+from teachers import restore
 
 STRONGEST = 10
 
 
 def measure(path: Path, data: Path) -> list[float]:
     """Give AUROC of images and pixels in FP32, what INT8 adds to them, and the mean and largest change of height."""
-    name, seed = next(name for name in SETS if path.name.startswith(f"{name}-")), int(path.name.split("-")[1])
-    lightning.seed_everything(seed, workers=True, verbose=False)
-    datamodule = load_data(name, data)
-    datamodule.setup()
-    module = load_model(path)
+    module, datamodule = restore(path, data)
     resize = resize_of(module)
     exact = network(module)
     count = len(datamodule.train_data)

@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from torch.nn import functional as F
 from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.benchmark.scores import Predictions, region_overlap, summarize
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
-from anomalib_mixedteacher.models.restore import load_model
-from teachers import SETS, load_data
+from teachers import restore
 
 SIZE = (64, 64)
 Score = Callable[[torch.Tensor], torch.Tensor]
@@ -55,11 +53,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 @torch.no_grad()
 def distances(path: Path, data: Path) -> tuple[torch.Tensor, ...]:
     """Give distances of the test set, labels, masks, and mean and deviation of good images."""
-    name, seed = next(name for name in SETS if path.name.startswith(f"{name}-")), int(path.name.split("-")[1])
-    lightning.seed_everything(seed, workers=True, verbose=False)
-    datamodule = load_data(name, data)
-    datamodule.setup()
-    module: Any = load_model(path).eval()
+    restored, datamodule = restore(path, data)
+    module: Any = restored.eval()
     generator = module.model.anomaly_map_generator
     maps, labels, masks = [], [], []
     for batch in datamodule.test_dataloader():

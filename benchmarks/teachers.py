@@ -24,6 +24,8 @@ from typing import Any
 import lightning
 from anomalib.data import AnomalibDataModule, Folder
 from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from lightning.pytorch import Trainer
 from safetensors.torch import save_file
 
 from anomalib_mixedteacher import MagneticTile, MixedTeacher
@@ -31,6 +33,7 @@ from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summ
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import MixedTeacherError
+from anomalib_mixedteacher.models.restore import load_model
 
 OTHERS = {"fabric_01": "fabric/fabric_01", "fabric_03": "fabric/fabric_03", "commutator": "commutator"}
 OTHERS |= {"magnetic_tile": "magnetic_tile"}
@@ -72,24 +75,38 @@ def measure(
         efficientnet_blocks=options.efficientnet_blocks,
         image_size=(options.image_size, options.image_size),
     )
+    trainer, seconds = train(model, datamodule, options.epochs)
+    if checkpoint:
+        trainer.save_checkpoint(checkpoint)
+    predictions = predict(model, datamodule)
+    figures = summarize(predictions)
+    figures["PRO"] = region_overlap(predictions)[0]
+    return {**{metric: round(figures[metric], 4) for metric in METRICS}, "train_seconds": round(seconds, 1)}
+
+
+def train(model: AnomalibModule, datamodule: AnomalibDataModule, epochs: int) -> tuple[Trainer, float]:
+    """Train quietly, validating once at the end; give the trainer and the seconds."""
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(
-            max_epochs=options.epochs,
-            check_val_every_n_epoch=options.epochs,
+            max_epochs=epochs,
+            check_val_every_n_epoch=epochs,
             default_root_dir=folder,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         engine.fit(model=model, datamodule=datamodule)
-    seconds = time.perf_counter() - start
-    if checkpoint:
-        engine.trainer.save_checkpoint(checkpoint)
-    predictions = predict(model, datamodule)
-    figures = summarize(predictions)
-    figures["PRO"] = region_overlap(predictions)[0]
-    return {**{metric: round(figures[metric], 4) for metric in METRICS}, "train_seconds": round(seconds, 1)}
+    return engine.trainer, time.perf_counter() - start
+
+
+def restore(path: Path, data: Path) -> tuple[AnomalibModule, AnomalibDataModule]:
+    """Restore what was trained, and its set as it was split, by the checkpoint's name."""
+    name, seed = next(name for name in SETS if path.name.startswith(f"{name}-")), int(path.name.split("-")[1])
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    datamodule = load_data(name, data)
+    datamodule.setup()
+    return load_model(path), datamodule
 
 
 def complete(source: str, folder: Path) -> str:
@@ -115,7 +132,8 @@ def table(rows: Sequence[dict[str, Any]], sets: Sequence[str], sources: Sequence
     """Make a Markdown table: a line a set or mean, three columns a source; a dash where a training is missing."""
     paper, others = [name for name in sets if name.startswith("paper")], [name for name in sets if name in OTHERS]
     groups = {name: [name] for name in others} | {f"paper, mean of {len(paper)}": paper}
-    groups |= {f"without paper, mean of {len(others)}": others, f"mean of {len(sets)}": list(sets)}
+    groups |= {f"without paper, mean of {len(others)}": others}
+    groups |= {f"mean of {len(sets)}": list(sets)} if paper else {}
     heads = [f"{Path(source).name}: {name}" for source in sources for name in METRICS.values()]
     lines = ["| set | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for label, group in groups.items():

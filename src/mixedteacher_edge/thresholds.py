@@ -86,8 +86,9 @@ class Thresholds:
         enough = conformal_rank(n, alarm_rate) <= n
         if not enough and not strict:
             logger.warning(
-                "%d good images are too few for an alarm rate of %g: the thresholds lie at their maximum, good for %s.",
+                "%d good %s are too few for an alarm rate of %g: the thresholds lie at their maximum, good for %s.",
                 n,
+                _plural(per),
                 alarm_rate,
                 rounded_up(smallest_alarm_rate(n), 3),
             )
@@ -143,7 +144,7 @@ class Thresholds:
         n = len(self.image_scores)
         alarm_rate = check_alarm_rate(self.alarm_rate or 0)
         mean, low, high = (1000 * rate for rate in realised_alarm_rate(n, min(n, conformal_rank(n, alarm_rate))))
-        counted = {"image": "images", "tile": "tiles"}.get(str(self.per), f"stretches of {self.per} lines")
+        counted = _plural(self.per)
         lines = [
             f"{n} good {counted}, budget {alarm_rate:g}: image threshold {self.image:.6g}, "
             f"pixel threshold {self.value('pixel'):.6g}",
@@ -156,6 +157,10 @@ class Thresholds:
             mark = "  <- threshold" if index == marked else ""
             lines.append(f"{start:10.4g} {'#' * round(_BAR * count / counts.max()):{_BAR}} {count}{mark}")
         return "\n".join(lines)
+
+
+def _plural(per: Unit) -> str:
+    return f"{per}s" if isinstance(per, str) else f"stretches of {per} lines"
 
 
 class Arithmetic(NamedTuple):

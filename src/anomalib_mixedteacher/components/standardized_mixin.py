@@ -112,7 +112,7 @@ class StandardizedMapMixin(DistillationMixin):
             return
         loader: Any = self.trainer.train_dataloader
         each = -(-STATISTICS_TILES // min(count, len(loader.dataset)))
-        for number, (images, paths) in enumerate(super()._good_images(at_once=1)):
+        for number, (images, paths) in enumerate(super()._good_images(at_once=1, count=count)):
             chosen = tiling.sample(images.shape[-2], images.shape[-1], each, number)
             names = [_name(path, place) for path in paths for place in chosen] if paths else None
             yield take(images[0], chosen, tiling), names
