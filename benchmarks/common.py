@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -32,6 +33,9 @@ _WEIGHTS = {
 def interleave(calls: Mapping[str, Callable[[], object]], repetitions: int, warmup: int = 5) -> Seconds:
     """Time each of several calls in turn, the first one being another in each repetition: the machine's noise hits all.
 
+    Each is called twice and timed the second time, since a camera runs one model over and over: its weights are in the
+    processor's caches.
+
     Args:
         calls: What to time, by name.
         repetitions: How often each is timed.
@@ -45,6 +49,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], repetitions: int, warm
     for repetition in range(-warmup, repetitions):
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
+            calls[name]()
             start = time.perf_counter()
             calls[name]()
             if repetition >= 0:
@@ -90,20 +95,18 @@ def random_image(size: tuple[int, int]) -> NDArray[np.float32]:
     return np.random.default_rng(0).random((1, 3, *size), np.float32)
 
 
-def first_cell(model: str, data: str, size: int, teachers: str, batch: int | None = None, **init_args: object) -> Cell:
-    """Describe a training as the benchmark does.
+def first_cells(models: Sequence[str | dict[str, Any]], data: str, size: int, teachers: str) -> list[Cell]:
+    """Describe a training of each model as the benchmark does.
 
     Args:
-        model: Class of a model.
+        models: Classes of models, or entries of a benchmark's plan.
         data: A folder of images, or the class of a datamodule.
         size: Side of the images in pixels.
         teachers: Where the teachers' weights come from.
-        batch: Images in a training batch; the model's usual number by default.
-        init_args: Arguments of the model.
     """
-    entry = json.dumps([{"class_path": model, "init_args": init_args, "batch": batch}])
     options = [f"--image_size={size}", f"--teacher_weights={teachers}", "--output=."]
-    return parse(["--models", entry, "--data", data, *options])[0].cells()[0]
+    cells = parse(["--models", json.dumps(models), "--data", data, *options])[0].cells()
+    return list({cell.model: cell for cell in reversed(cells)}.values())[::-1]
 
 
 def count_macs(model: openvino.Model) -> int:

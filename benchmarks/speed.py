@@ -34,7 +34,7 @@ from common import (
     compile_file,
     cores,
     count_macs,
-    first_cell,
+    first_cells,
     interleave,
     latencies,
     machine,
@@ -53,7 +53,7 @@ _ONNX: dict[str, Any] = {
 
 def main(
     run: Path | None = None,
-    models: list[str] | None = None,
+    models: list[str | dict[str, Any]] | None = None,
     files: dict[str, Path] | None = None,
     output: Path = Path("runs/speed"),
     data: str = "SyntheticTextures",
@@ -66,9 +66,9 @@ def main(
 
     Args:
         run: Folder of a benchmark.
-        models: Classes of models, to be trained on the data.
+        models: Models to be trained on the data, written as a benchmark's.
         files: Exported .xml files by name.
-        output: Folder for the models' exports, which are kept.
+        output: Folder for the models' exports, which are kept, and the tables, table.md.
         data: A folder of images, or the class of a datamodule.
         image_size: Side of the images in pixels.
         teacher_weights: Where the teachers' weights come from.
@@ -78,13 +78,15 @@ def main(
     if run is not None:
         measure_run(RunFolder(run), int8, repetitions)
         return
-    cells = [first_cell(name, data, image_size, teacher_weights) for name in models or []]
+    cells = first_cells(models, data, image_size, teacher_weights) if models else []
     found = {name: (path, (image_size, image_size)) for name, path in (files or {}).items()}
     for cell in cells:
         found |= export(cell, output, int8)
-    print(f"{image_size} x {image_size} pixels, batch 1, {repetitions} repetitions in turn, {machine()}")
-    for threads in sorted({1, cores()}):
-        print(f"\n{threads} of {cores()} cores:\n\n{speed_table(found, repetitions, threads)}")
+    print(f"{image_size} x {image_size} pixels, batch 1, {repetitions} repetitions in turn, {machine()}\n")
+    tables = [f"### {n} of {cores()} cores\n\n{speed_table(found, repetitions, n)}\n" for n in sorted({1, cores()})]
+    print("\n".join(tables))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "table.md").write_text("\n".join(tables))
 
 
 def measure_run(folder: RunFolder, int8: bool, repetitions: int) -> None:

@@ -29,7 +29,7 @@ from anomalib_mixedteacher.benchmark.models import build, build_data
 from anomalib_mixedteacher.benchmark.result import Cell
 from anomalib_mixedteacher.components.distance import normalized_distance
 from anomalib_mixedteacher.components.teacher import set_normalization_statistics
-from common import first_cell, machine, table
+from common import first_cells, machine, table
 
 OFFICIAL, OURS = "official recipe", "MixedTeacher"
 VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {  # model, its arguments, the trainer's precision
@@ -68,7 +68,8 @@ def main(
         for name in [*variants[turn % len(variants) :], *variants[: turn % len(variants)]]:
             gc.collect()  # what the variant before left is not to be collected in this one's time
             model, arguments, precision = VARIANTS[name]
-            cell = first_cell(model, data, image_size, teacher_weights, batch=8, **arguments)
+            entry = {"class_path": model, "init_args": arguments, "batch": 8}
+            (cell,) = first_cells([entry], data, image_size, teacher_weights)
             lightning.seed_everything(0, verbose=False)
             datamodule = _subset(cell, images)
             run = _officially if name == OFFICIAL else _as_users

@@ -23,6 +23,7 @@ Standardize = Literal["tile", "position"]
 
 _LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
 _LEAST_SPREAD = 0.01  # of the mean at a position, for a single good image or copies of one
+_BORDER = 8  # a tile's border is so many-th of its side: beyond it the padding is hardly felt
 _LEAST_DISTANCE = 1e-6  # whose logarithm is finite; what features in float32 differ by in any case
 
 
@@ -87,12 +88,14 @@ class StandardizedMap(nn.Module):
         pairs = zip(teacher, student, strict=True)
         return torch.cat([bilinear_resize(self.distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
 
-    def set_good_statistics(self, features: Iterable[tuple[Features, Features]]) -> None:
+    def set_good_statistics(self, features: Iterable[tuple[Features, Features]], pooled: bool = False) -> None:
         """Set mean and standard deviation of each layer's distance on good images, position by position.
 
         Args:
             features: The teachers' and the students' features of one batch of good images after another. Maps of
                 images of other sizes are resized to those of the first.
+            pooled: Whether the images are tiles, which lie anywhere: positions farther than an eighth of the size
+                from the border then have the moments of all of them, and no seam between tiles.
         """
         size: tuple[int, int] | None = None
         parts = []
@@ -100,6 +103,12 @@ class StandardizedMap(nn.Module):
             size = size or max((maps.shape[-2], maps.shape[-1]) for maps in teacher)
             parts.append(self.distance_maps(teacher, student, size))
         std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
+        if pooled:
+            border = mean.shape[-1] // _BORDER
+            inside = (..., slice(border, -border), slice(border, -border))
+            of_all = mean[inside].mean(dim=(1, 2), keepdim=True)
+            square = (std[inside].square() + (mean[inside] - of_all).square()).mean(dim=(1, 2), keepdim=True)
+            mean[inside], std[inside] = of_all, square.sqrt()
         mean = mean.clamp(min=_LEAST_DISTANCE)
         spread = std / mean
         least = (_LEAST_SHARE * spread.mean(dim=(1, 2), keepdim=True)).clamp(min=_LEAST_SPREAD)

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import Resize
 from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES, DistillationMixin
 from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, default_pre_processor
 from anomalib_mixedteacher.components.standardized_map import StandardizedMapModel
-from anomalib_mixedteacher.components.tiles import as_prediction, stack_predictions, take
+from anomalib_mixedteacher.components.tiles import as_prediction, draw, stack_predictions, take
 from anomalib_mixedteacher.components.training_data import check_equal_sizes
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.tiling import Place, Tiling
@@ -74,7 +74,7 @@ class StandardizedMapMixin(DistillationMixin):
         tiling = self._tiling
         if tiling is None:
             return images, paths
-        drawn = [_drawn(images.shape[-2], images.shape[-1], self.tiles_per_image, tiling) for _ in images]
+        drawn = [draw(images.shape[-2], images.shape[-1], self.tiles_per_image, tiling) for _ in images]
         tiles = torch.cat([take(image, some, tiling) for image, some in zip(images, drawn, strict=True)])
         if not paths:
             return tiles, None
@@ -124,7 +124,7 @@ class StandardizedMapMixin(DistillationMixin):
             return
         modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
-        generator.set_good_statistics(self.good_features())
+        generator.set_good_statistics(self.good_features(), pooled=self._tiling is not None)
         if self.model.standardize == "position":
             good = super()._good_images(at_once=1, count=PROFILE_IMAGES)
             self.model.set_good_profile(images[0] for images, _ in good)
@@ -143,12 +143,6 @@ class StandardizedMapMixin(DistillationMixin):
             msg = "tile_size takes images at their own size: leave image_size out."
             raise ConfigurationError(msg)
         return default_pre_processor(None if tile_size else image_size or IMAGE_SIZE)
-
-
-def _drawn(height: int, width: int, count: int, tiling: Tiling) -> list[Place]:
-    """Draw tiles from all places in steps of an eighth of their size, so that the cache meets them again."""
-    places = tiling.places(height, width, step=tiling.size // 8)
-    return [places[k] for k in torch.randperm(len(places))[:count].tolist()]
 
 
 def _name(path: str, place: Place) -> str:

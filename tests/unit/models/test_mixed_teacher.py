@@ -138,6 +138,20 @@ def test_good_statistics_are_those_of_each_position(features):
     np.testing.assert_allclose(generator.good_std.numpy(), expected, rtol=1e-9)
 
 
+def test_statistics_of_tiles_are_those_of_all_positions_but_the_border(features):
+    """A tile may lie anywhere, so its positions see the same surface; only the padding belongs to one of them."""
+    teacher, student = each(lambda map_: F.interpolate(map_, size=(16, 24)), *features)
+    generator = AnomalyMapGenerator(sigma=0).double()
+    generator.set_good_statistics([(teacher, student)], pooled=True)
+    maps = np.stack(reference_layers(teacher, student, (16, 24)))  # their border is an eighth, 3 of 24
+    for found, moment in ((generator.good_mean, np.mean), (generator.good_std, np.std)):
+        of_all = moment(maps[..., 3:-3, 3:-3], axis=(1, 2, 3))
+        np.testing.assert_allclose(found[:, 3:-3, 3:-3], np.broadcast_to(of_all[:, None, None], (4, 10, 18)), rtol=1e-9)
+    border = np.ones((16, 24), bool)
+    border[3:-3, 3:-3] = False
+    np.testing.assert_allclose(generator.good_mean.numpy()[:, border], maps.mean(axis=1)[:, border], rtol=1e-9)
+
+
 def test_standardized_sum_is_of_the_logarithms_of_good_images():
     """For log-normal distances the moments' mean and spread are those of the logarithms."""
     generator = AnomalyMapGenerator(sigma=0, layers=(1, 1)).double()
