@@ -1,6 +1,6 @@
-"""Where an exported model spends its time: by type of layer, and the slowest layers.
+"""Where exported models spend their time: by type of layer, and the slowest layers.
 
-python benchmarks/layer_times.py MODEL.xml --image_size 256
+python benchmarks/layer_times.py '{FP32: MODEL.xml, INT8: OTHER.xml}' --output runs/layers.md
 """
 
 from collections import defaultdict
@@ -11,19 +11,32 @@ from jsonargparse import auto_cli
 
 from common import compile_file, machine, random_image, table
 
+_TYPES = 8
 _SLOWEST = 15
 
 
-def main(model: Path, image_size: int = 256, repetitions: int = 50) -> None:
+def main(models: dict[str, Path], image_size: int = 256, repetitions: int = 50, output: Path | None = None) -> None:
     """Print mean times of one inference on all cores.
 
     Args:
-        model: The exported model's .xml file.
+        models: Exported .xml files by name.
         image_size: Side of the image in pixels.
         repetitions: Inferences to take the mean of.
+        output: File for the tables by type.
     """
-    size = (image_size, image_size)
-    request = compile_file(model, size, PERF_COUNT=True).create_infer_request()
+    print(f"{image_size} x {image_size} pixels, {machine()}")
+    tables = []
+    for name, path in models.items():
+        by_kind, slowest = measure(path, (image_size, image_size), repetitions)
+        tables.append(f"### {name}\n\n{by_kind}\n")
+        print(f"\n{tables[-1]}\n{slowest}")
+    if output is not None:
+        output.write_text("\n".join(tables))
+
+
+def measure(path: Path, size: tuple[int, int], repetitions: int) -> tuple[str, str]:
+    """Give a table of the types of layers, and one of the slowest layers."""
+    request = compile_file(path, size, PERF_COUNT=True).create_infer_request()
     request.infer([random_image(size)])
     layers: dict[tuple[str, str, str], float] = defaultdict(float)
     for _ in range(repetitions):
@@ -35,12 +48,11 @@ def main(model: Path, image_size: int = 256, repetitions: int = 50) -> None:
     total, kinds = sum(layers.values()), defaultdict[str, list[float]](list)
     for (kind, _, _), milliseconds in layers.items():
         kinds[kind].append(milliseconds)
-    by_kind = sorted(kinds.items(), key=lambda item: -sum(item[1]))
-    rows = [[kind, len(times), f"{sum(times):.3f}", f"{sum(times) / total:.1%}"] for kind, times in by_kind]
-    print(f"{model}, {image_size} x {image_size} pixels, {machine()}\n")
-    print(table(["type", "layers", "ms", "share"], rows))
+    by_kind = sorted(kinds.items(), key=lambda item: -sum(item[1]))[:_TYPES]
+    rows = [[kind, len(times), f"{sum(times):.2f}", f"{sum(times) / total:.1%}"] for kind, times in by_kind]
     slowest = sorted(layers.items(), key=lambda item: -item[1])[:_SLOWEST]
-    print(f"\n{table(['type', 'layer', 'kernel', 'ms'], [[*key, f'{value:.3f}'] for key, value in slowest])}")
+    heads = ["type", "layer", "kernel", "ms"]
+    return table(["type", "layers", "ms", "share"], rows), table(heads, [[*key, f"{ms:.3f}"] for key, ms in slowest])
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def _train(engine: Any, **arguments: Any) -> None:
     model, datamodule = arguments["model"], arguments.get("datamodule")
     results = engine.test(model, test_dataloaders, datamodule=datamodule, verbose=False)  # empty without test images
     if engine.trainer.is_global_zero:
-        print_results(model, results[0] if results else {}, Path(engine.best_model_path))
+        print_results(model, results[0] if results else {}, engine.best_model_path)
 
 
 def _export(export: Callable[..., Any], thresholds: dict[str, float], **arguments: Any) -> None:

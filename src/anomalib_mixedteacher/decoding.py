@@ -79,10 +79,18 @@ def check_mask(image: str | Path, mask: str | Path) -> None:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Read the width and height of an image file, upright."""
-    with any_size(), Image.open(path) as file:
-        turned = file.format != "TIFF" and file.getexif().get(ORIENTATION, 1) >= 5  # Pillow turns TIFF files itself
-        return file.size[::-1] if turned else file.size
+    """Read the width and height of an image file, upright.
+
+    Raises:
+        DataError: If the file cannot be decoded.
+    """
+    try:
+        with any_size(), Image.open(path) as file:
+            turned = file.format != "TIFF" and file.getexif().get(ORIENTATION, 1) >= 5  # Pillow turns TIFF files itself
+            return file.size[::-1] if turned else file.size
+    except DECODE_ERRORS as error:
+        msg = f"Cannot read {path} ({error}): replace the file, or remove it."
+        raise DataError(msg) from error
 
 
 def check_bits(training_data: dict[str, Any] | None) -> None:

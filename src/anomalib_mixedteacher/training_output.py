@@ -65,13 +65,13 @@ class TrainingOutput(Callback):
             self._bar = None
 
 
-def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoint: Path) -> None:
+def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoint: str | None) -> None:
     """Print what a training gave, and what to do with it.
 
     Args:
         model: The trained model.
         results: Metrics of the test; empty without test images.
-        checkpoint: The file that holds the model.
+        checkpoint: The file that holds the model, if one was written.
     """
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results.items())
     print(f"test: {figures or 'no test images'}")
@@ -80,8 +80,11 @@ def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoin
         image, pixel = post_processor.image_threshold.item(), post_processor.pixel_threshold.item()
         known = f"thresholds (raw scores): image {image:.4g}, pixel {pixel:.4g}"
         print("thresholds: none; 'mixedteacher calibrate' sets them from good images" if math.isnan(image) else known)
-    print(f"checkpoint: {_shown(checkpoint)}")
-    print(f"next: mixedteacher export --export_type openvino --ckpt_path {_shown(checkpoint)}")
+    if not checkpoint:
+        print("checkpoint: none was written")
+        return
+    print(f"checkpoint: {_shown(Path(checkpoint))}")
+    print(f"next: mixedteacher export --export_type openvino --ckpt_path {_shown(Path(checkpoint))}")
 
 
 def print_export(path: Path) -> None:

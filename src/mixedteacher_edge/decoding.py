@@ -114,7 +114,11 @@ def setting(variable: str, given: int | None = None) -> int:
     if given is None and not text.isdecimal():
         msg = f"The environment variable {variable} is {text!r}: give a number, or remove it."
         raise ConfigurationError(msg)
-    return int(text) if given is None else given
+    value = int(text) if given is None else given
+    if variable == BITS and not 9 <= value <= 16:
+        msg = f"The values of a 16-bit image use 9 to 16 bits, not {value}: mend --bits or the variable {BITS}."
+        raise ConfigurationError(msg)
+    return value
 
 
 def check_size(name: str | Path, height: int, width: int, min_side: int = MIN_SIDE) -> None:

@@ -59,7 +59,8 @@ class LineScan:
             raise ConfigurationError(msg)
         thresholds = detector.record.thresholds if detector.record else None
         counted = thresholds.per if thresholds is not None else None
-        self.block: int = block or (counted if isinstance(counted, int) else runner.tiling.step)
+        usual = counted if isinstance(counted, int) else runner.tiling.step
+        self.block: int = usual if block is None else block
         if self.block < 1 or self.block % STRIDE:
             msg = f"block is {self.block} lines: give a multiple of {STRIDE}."
             raise ConfigurationError(msg)

@@ -216,10 +216,7 @@ def region_score(anomaly_map: NDArray[np.float32], min_area: int) -> float:
     """
     height, width = anomaly_map.shape
     if min_area > height * width:
-        msg = (
-            f"min_area is {min_area} pixels, and the anomaly map has {height} x {width}: give a smaller one, in pixels "
-            "of the map."
-        )
+        msg = f"min_area is {min_area} pixels of the anomaly map, which has {height} x {width}: give a smaller one."
         raise ConfigurationError(msg)
     from skimage.morphology import area_opening  # slow to import, and needed for calibration only
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.deploy import CompressionType
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from anomalib_mixedteacher import NormalCalibratedPostProcessor
@@ -118,6 +119,17 @@ def test_training_counts_parts_of_the_good_images(build_model, make_data, make_e
     model = build_model(**TILED, post_processor=processor)
     make_engine(max_epochs=1).fit(model=model, datamodule=make_data(val_split_mode="from_train", val_split_ratio=0.5))
     assert len(processor.thresholds.image_scores) == 4 * 3  # images of 96 lines
+
+
+def test_a_training_that_is_stopped_has_its_statistics(build_model, make_data, make_engine):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = True
+
+    model = build_model(**TILED)
+    make_engine(max_epochs=5, limit_val_batches=0, callbacks=[Stop()]).fit(model=model, datamodule=make_data())
+    assert model.trainer.current_epoch < 5
+    assert model.model.anomaly_map_generator.good_mean.shape == (4, 8, 8)
 
 
 def test_teachers_see_a_tile_once(build_model, make_data, make_engine):

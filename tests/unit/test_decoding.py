@@ -56,6 +56,13 @@ def test_masks_are_drawn_on_the_upright_image(tmp_path, kind, size):
         check_mask(tmp_path / f"i.{kind}", tmp_path / "lying.png")
 
 
+def test_a_damaged_mask_is_named(tmp_path):
+    Image.new("L", (40, 50)).save(tmp_path / "image.png")
+    (tmp_path / "mask.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"Cannot read .*mask.png .*: replace the file, or remove it"):
+        check_mask(tmp_path / "image.png", tmp_path / "mask.png")
+
+
 def test_a_model_reads_with_the_bits_that_it_was_trained_with(monkeypatch):
     check_bits(None)
     check_bits({"images": 3})

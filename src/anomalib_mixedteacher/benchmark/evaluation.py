@@ -52,6 +52,8 @@ def _reason(metric: str, p: Predictions, calibration: Calibration) -> str:
         return "The test set has no defective images."
     if metric not in {"pixel_AUROC", "PRO"}:
         return "The test set has no good images."
+    if not p.masks.numel():
+        return "The test images have several sizes."
     return "The model gives no anomaly maps." if p.masks.any() else "The test set has no masks."
 
 
@@ -89,9 +91,10 @@ def keep(predictions: Predictions, paths: list[str], good: torch.Tensor, with_ma
     maps = predictions.maps.float()
     maps = maps[:, None] if with_maps and maps.numel() else maps.new_zeros(len(maps), 1, 0, 0)
     maps = adaptive_avg_pool2d(maps, size) if maps.numel() else maps
-    masks = adaptive_max_pool2d(predictions.masks[:, None].float(), size)[:, 0] > 0
+    masks = predictions.masks[:, None].float()
+    masks = adaptive_max_pool2d(masks, size) if masks.numel() else masks
     scores, known = predictions.scores.float().numpy(), good.float().numpy()
-    return KeptPredictions(paths, predictions.kinds, scores, maps[:, 0].numpy(), masks.numpy(), known)
+    return KeptPredictions(paths, predictions.kinds, scores, maps[:, 0].numpy(), masks[:, 0].numpy() > 0, known)
 
 
 def _points(x: torch.Tensor, y: torch.Tensor) -> Points:

@@ -33,7 +33,7 @@ class Predictions:
         scores: Image scores, ``(N,)``.
         maps: Anomaly maps, ``(N, H, W)``; ``(N, 0, 0)`` of a model that gives none, and of images of several sizes.
         labels: 1 for anomalous images, ``(N,)``.
-        masks: 1 on defects, ``(N, H, W)``.
+        masks: 1 on defects, ``(N, H, W)``; ``(N, 0, 0)`` of images of several sizes.
         kinds: Name of each image's defect, ``"good"`` for none.
     """
 

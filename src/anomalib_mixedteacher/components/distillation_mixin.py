@@ -110,7 +110,7 @@ class DistillationMixin(LeanExport, _Base):
         self.training_data = check_training_images(dataset)
         self.model.students.train()
         if not self.model.loaded:
-            self.model.load_teachers(self.teacher_weights, torch.cat([images for images, _ in self._good_images()]))
+            self.model.load_teachers(self.teacher_weights, (images for images, _ in self._good_images()))
         transforms = (getattr(dataset, "augmentations", None), getattr(self.pre_processor, "transform", None))
         self._cache = FeatureCache(self.feature_cache) if all(map(is_deterministic, transforms)) else None
 

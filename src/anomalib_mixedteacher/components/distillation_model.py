@@ -1,7 +1,7 @@
 """What the networks and the losses of every distillation detector share."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from anomalib.data import InferenceBatch
@@ -39,20 +39,23 @@ class DistillationModel(nn.Module):
         """Whether all teachers have weights."""
         return all(teacher.loaded for teacher in self.teachers.values())
 
-    def load_teachers(self, source: str, images: torch.Tensor) -> None:
+    def load_teachers(self, source: str, images: Iterable[torch.Tensor]) -> None:
         """Load the teachers' weights.
 
         Args:
             source: See :func:`~anomalib_mixedteacher.components.weights.load_weights`.
-            images: Normalised good images of shape ``(B, 3, H, W)``, by which random teachers are normalised.
+            images: Batches ``(B, 3, H, W)`` of normalised good images of one size, by which random teachers are
+                normalised; others do not look at them.
 
         Raises:
             WeightsError: If weights cannot be found, read or matched.
         """
         for teacher in self.teachers.values():
             teacher.load(source)
-            if source == "random":
-                set_normalization_statistics(teacher, images)
+        if source == "random":
+            joined = torch.cat(list(images))
+            for teacher in self.teachers.values():
+                set_normalization_statistics(teacher, joined)
 
     def teacher_features(self, images: torch.Tensor) -> Features:
         """Compute the teachers' feature maps.

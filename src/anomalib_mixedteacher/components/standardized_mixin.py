@@ -59,7 +59,7 @@ class StandardizedMapMixin(DistillationMixin):
 
     def on_train_epoch_end(self) -> None:
         """Gather statistics of good images where no validation has done so; those of tiles at the end only."""
-        last = self.global_step == self.trainer.estimated_stepping_batches
+        last = self.global_step == self.trainer.estimated_stepping_batches or self.trainer.should_stop
         if self._statistics_step != self.global_step and (last or self._tiling is None):
             self._update_good_statistics()
 

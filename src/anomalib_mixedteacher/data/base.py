@@ -19,6 +19,7 @@ from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.decoding import DECODE_ERRORS, check_size, read_image
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import any_size
 
 GOOD = "good"
 """Label of the images without a defect."""
@@ -88,7 +89,7 @@ def load_mask(path: str | Path, size: tuple[int, int]) -> Mask:
         DataError: If the file cannot be decoded or differs in size from the image.
     """
     try:
-        with Image.open(path) as file:
+        with any_size(), Image.open(path) as file:
             mask = to_image(ImageOps.exif_transpose(file).convert("L")).squeeze(0) >= 128
     except DECODE_ERRORS as error:
         msg = f"Cannot read the mask {path} ({error}): replace the file, or remove it together with its image."

@@ -147,6 +147,8 @@ def least_losses(before: Predictions, after: Predictions) -> dict[str, tuple[flo
 
 
 def _thinned(p: Predictions) -> Predictions:
+    if not p.maps.numel():  # of images of several sizes
+        return p
     size = (min(_MAP_SIDE, p.maps.shape[-2]), min(_MAP_SIDE, p.maps.shape[-1]))
     maps, masks = (torch.nn.functional.interpolate(x[:, None].float(), size)[:, 0] for x in (p.maps, p.masks))
     return replace(p, maps=maps, masks=masks.int())

@@ -100,6 +100,16 @@ def test_a_model_without_maps_lacks_the_figures_of_pixels_alone():
     assert (set(metrics), set(curves)) == (set(METRICS) - set(missing), {"roc"})
 
 
+def test_images_of_several_sizes_lack_the_figures_of_pixels_alone():
+    p = predictions()
+    p.maps = p.masks = torch.empty(len(KINDS), 0, 0)
+    metrics, missing, _ = compute_metrics(p, CALIBRATION)
+    assert missing == dict.fromkeys(["pixel_AUROC", "PRO"], "The test images have several sizes.")
+    assert set(metrics) == set(METRICS) - set(missing)
+    assert notes(p, CALIBRATION, 0.05) == notes(predictions(masks=False), CALIBRATION, 0.05)
+    assert keep(p, KINDS, torch.tensor([0.25]), with_maps=True).masks.shape == (len(KINDS), 0, 0)
+
+
 def test_notes_name_few_defects_missing_masks_and_a_budget_out_of_reach():
     p = predictions(["good"] * 5 + ["hole"] * 12)
     assert notes(p, CALIBRATION, 0.05) == []

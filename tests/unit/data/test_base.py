@@ -57,6 +57,12 @@ def test_a_mask_is_turned_as_its_file_says(tmp_path):
     assert torch.equal(load_mask(tmp_path / "mask.png", (40, 36)), torch.from_numpy(np.rot90(stored, -1) // 255))
 
 
+def test_a_mask_may_have_as_many_pixels_as_an_image(tmp_path, monkeypatch):
+    Image.new("L", (50, 40), 255).save(tmp_path / "mask.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert load_mask(tmp_path / "mask.png", (40, 50)).all()
+
+
 def test_unreadable_and_tiny_files_are_named(dataset):
     image, mask = (Path(dataset.samples[column][1]) for column in ("image_path", "mask_path"))
     pixels = image.read_bytes()

@@ -83,6 +83,8 @@ def test_12_bits_in_16(monkeypatch):
     assert_rgb(to_rgb(RGB), RGB, np.uint8)
     with pytest.raises(DataError, match="has values from 0 to 4096, not 0 to 4095: give the camera's bits"):
         to_rgb(np.array([[0, 4096]], np.uint16).repeat(40, 0).repeat(20, 1))
+    with pytest.raises(ConfigurationError, match="use 9 to 16 bits, not 120: mend --bits or the variable"):
+        to_rgb(values, bits=120)
     monkeypatch.setenv("MIXEDTEACHER_BITS", "twelve")
     with pytest.raises(ConfigurationError, match="variable MIXEDTEACHER_BITS is 'twelve': give a number, or remove"):
         to_rgb(values)

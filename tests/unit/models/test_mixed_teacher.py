@@ -41,7 +41,7 @@ def models() -> dict[str, MixedTeacherModel]:
     built = {name: MixedTeacherModel(name).eval() for name in ("fast", "paper")}
     images = F.interpolate(torch.randn(4, 3, 16, 16), (96, 96), mode="bicubic") + torch.randn(4, 3, 96, 96) / 2
     for model in built.values():
-        model.load_teachers("random", images)
+        model.load_teachers("random", [images])
     return built
 
 
@@ -143,13 +143,30 @@ def test_statistics_of_tiles_are_those_of_all_positions_but_the_border(features)
     teacher, student = each(lambda map_: F.interpolate(map_, size=(16, 24)), *features)
     generator = AnomalyMapGenerator(sigma=0).double()
     generator.set_good_statistics([(teacher, student)], pooled=True)
-    maps = np.stack(reference_layers(teacher, student, (16, 24)))  # their border is an eighth, 3 of 24
+    maps = np.stack(reference_layers(teacher, student, (16, 24)))  # their border is an eighth of a side
     for found, moment in ((generator.good_mean, np.mean), (generator.good_std, np.std)):
-        of_all = moment(maps[..., 3:-3, 3:-3], axis=(1, 2, 3))
-        np.testing.assert_allclose(found[:, 3:-3, 3:-3], np.broadcast_to(of_all[:, None, None], (4, 10, 18)), rtol=1e-9)
+        of_all = moment(maps[..., 2:-2, 3:-3], axis=(1, 2, 3))
+        np.testing.assert_allclose(found[:, 2:-2, 3:-3], np.broadcast_to(of_all[:, None, None], (4, 12, 18)), rtol=1e-9)
     border = np.ones((16, 24), bool)
-    border[3:-3, 3:-3] = False
+    border[2:-2, 3:-3] = False
     np.testing.assert_allclose(generator.good_mean.numpy()[:, border], maps.mean(axis=1)[:, border], rtol=1e-9)
+
+
+def test_statistics_of_tiles_of_few_positions(features):
+    features = each(lambda map_: map_[..., ::2, ::2], *features)
+    generator = AnomalyMapGenerator(sigma=0).double()
+    generator.set_good_statistics([features], pooled=True)
+    of_all = np.stack(reference_layers(*features, (4, 6))).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(generator.good_mean, np.broadcast_to(of_all[:, None, None], (4, 4, 6)), rtol=1e-9)
+
+
+def test_only_random_teachers_look_at_images():
+    def images():
+        yield pytest.fail("looked at")
+
+    model = MixedTeacherModel()
+    model.load_teachers("packaged", images())
+    assert model.loaded
 
 
 def test_standardized_sum_is_of_the_logarithms_of_good_images():
@@ -247,7 +264,7 @@ def test_students_start_at_kaimings_scale():
 )
 def test_every_teacher_map_has_a_students_map_of_its_shape(arguments, strides):
     model = MixedTeacherModel(**arguments)
-    model.load_teachers("random", torch.rand(2, 3, 64, 96))
+    model.load_teachers("random", [torch.rand(2, 3, 64, 96)])
     with torch.no_grad():
         teacher, student = model.train()(torch.rand(2, 3, 64, 96))
     assert [map_.shape for map_ in teacher] == [map_.shape for map_ in student]
@@ -303,7 +320,7 @@ def test_images_too_small_and_teachers_without_weights(models, images):
 def test_the_smoothing_has_to_fit():
     """At a quarter of the image's size it reaches 8 pixels for sigma 8, and as many are reflected at the border."""
     wide = MixedTeacherModel(sigma=8.0, resnet_layers=[1], efficientnet_blocks=[2])
-    wide.load_teachers("random", torch.rand(1, 3, 64, 64))
+    wide.load_teachers("random", [torch.rand(1, 3, 64, 64)])
     for training, size in ((True, (32, 64)), (False, (64, 32))):  # in the first step, not when it is validated
         with pytest.raises(ConfigurationError, match="which needs 33 or more a side"):
             wide.train(training)(torch.rand(1, 3, *size))

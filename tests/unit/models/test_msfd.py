@@ -28,7 +28,7 @@ def features() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def model(images) -> MsfdModel:
     torch.manual_seed(0)
     model = MsfdModel()
-    model.load_teachers("random", images)
+    model.load_teachers("random", [images])
     return model.eval()
 
 
