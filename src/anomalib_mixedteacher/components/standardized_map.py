@@ -104,7 +104,8 @@ class StandardizedMap(nn.Module):
             parts.append(self.distance_maps(teacher, student, size))
         std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
         if pooled:
-            inside = (..., *(slice(side // _BORDER, side - side // _BORDER) for side in mean.shape[-2:]))
+            rows, columns = (slice(side // _BORDER, side - side // _BORDER) for side in mean.shape[-2:])
+            inside = (slice(None), rows, columns)
             of_all = mean[inside].mean(dim=(1, 2), keepdim=True)
             square = (std[inside].square() + (mean[inside] - of_all).square()).mean(dim=(1, 2), keepdim=True)
             mean[inside], std[inside] = of_all, square.sqrt()
