@@ -188,7 +188,7 @@ def _one_command_cli(command: str, thresholds: dict[str, float]) -> type[Anomali
 
         def instantiate_engine(self) -> None:
             super().instantiate_engine()
-            if command in {"train", "fit"}:
+            if command == "train":
                 arguments = self.engine._cache.args
                 arguments["callbacks"].append(TrainingOutput(arguments.get("enable_progress_bar") is not False))
                 arguments.update(enable_model_summary=False, enable_progress_bar=False)

@@ -77,26 +77,22 @@ class LineScan:
         seen = 0
         failure: Exception | None = None
 
-        def counted() -> Iterator[NDArray[Any]]:
-            nonlocal failure
+        def checked() -> Iterator[NDArray[Any]]:
+            nonlocal seen, failure
+            width = None
             try:
-                yield from checked()
+                for lines in self._lines:
+                    part = lines[None, :, None] if lines.ndim == 1 else lines[..., None] if lines.ndim == 2 else lines
+                    if part.ndim != 3 or part.shape[-1] not in {1, 3} or part.shape[1:] != (width or part.shape[1:]):
+                        msg = f"Lines of the shape {lines.shape} do not follow those before: give lines of one width."
+                        raise DataError(msg)
+                    width = part.shape[1:]
+                    seen += len(part)
+                    yield part.copy()  # whoever gave it may write the next lines into it
             except Exception as error:  # of a camera, say
                 failure = error
 
-        def checked() -> Iterator[NDArray[Any]]:
-            nonlocal seen
-            width = None
-            for lines in self._lines:
-                part = lines[None, :, None] if lines.ndim == 1 else lines[..., None] if lines.ndim == 2 else lines
-                if part.ndim != 3 or part.shape[-1] not in {1, 3} or part.shape[1:] != (width or part.shape[1:]):
-                    msg = f"Lines of the shape {lines.shape} do not follow those before: give lines of one width."
-                    raise DataError(msg)
-                width = part.shape[1:]
-                seen += len(part)
-                yield part.copy()  # whoever gave it may write the next lines into it
-
-        with closing(self._runner.lines([(NAME, counted())])) as found:
+        with closing(self._runner.lines([(NAME, checked())])) as found:
             for _, part in found:
                 if not isinstance(part, np.ndarray):
                     if part.error is not None:

@@ -44,7 +44,7 @@ def _open(source: str) -> Iterator[Named]:
             msg = f"{source!r} is no camera: give its number, such as {CAMERA}0."
             raise DataError(msg)
         return _frames(source, int(number), live=True)
-    if is_address(source):
+    if re.match("[a-z][a-z0-9+.-]*://", source):  # in a network
         return _frames(re.sub("//[^/]*@", "//", source), source, live=True, retries=RETRIES)
     path = Path(source)
     if path.is_dir():
@@ -53,11 +53,6 @@ def _open(source: str) -> Iterator[Named]:
         msg = f"There is no file or folder {path}: check the path."
         raise DataError(msg)
     return _frames(source, source) if path.suffix.lower() in VIDEOS else _pages(path)
-
-
-def is_address(source: str) -> bool:
-    """Tell whether a source is an address in a network."""
-    return re.match("[a-z][a-z0-9+.-]*://", source) is not None
 
 
 def images_below(folder: Path) -> list[Path]:

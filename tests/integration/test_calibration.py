@@ -147,7 +147,7 @@ class TestCommand:
             (["--good={good}", "--alarm-rate=0.01"], "takes 99 good calibration images, but there are 8: add images"),
             (["--good={good}", "--alarm-rate=0.2", "--output={root}/none/new.ckpt"], "There is no folder"),
             (["--good={root}/nowhere"], "There is no file or folder"),
-            (["--good={good}", "--alarm-rate=0.25", "--min-area=100000"], "give a smaller one, in pixels of the map"),
+            (["--good={good}", "--alarm-rate=0.25", "--min-area=100000"], "which has 64 x 64: give a smaller one"),
             (["--good={good}", "--output=/proc/new.ckpt"], "Cannot write /proc/new.ckpt"),
         ],
     )

@@ -36,7 +36,7 @@ class StandardizedMap(nn.Module):
     :math:`\sigma` of :math:`\ln d` on good images at the same position, from the moments of :math:`d` as for a
     log-normal distribution. What is hard to imitate on every good image, as the padded border is, does not count; a
     layer that alone sees a defect is heard. That is the fusion ``"standardized_sum"`` (ours). A model defines
-    :meth:`distance`, and ``"product"``, its paper's fusion.
+    :meth:`distance`, and :meth:`product`, its paper's fusion.
 
     Args:
         layers: Number of layers.
@@ -69,6 +69,26 @@ class StandardizedMap(nn.Module):
     def needs_good_statistics(self) -> bool:
         """Whether the fusion compares distances with those of good images."""
         return self.fusion == "standardized_sum"
+
+    def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
+        """Compute the fused and smoothed map.
+
+        Args:
+            teacher: The teachers' feature maps, each of shape ``(B, C, H, W)``.
+            student: The students', same shapes.
+            image_size: Height and width of the image.
+
+        Returns:
+            Anomaly map of shape ``(B, 1, H / 4, W / 4)``, sides rounded up, or of the product's; non-negative, higher
+            where more anomalous.
+        """
+        if self.fusion == "product":
+            return self.product(teacher, student, image_size)
+        return self.smooth(self.standardized_sum(self.distance_maps(teacher, student, coarse_size(image_size))))
+
+    @abstractmethod
+    def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
+        """Compute the map of the model's paper; see :meth:`forward`."""
 
     @abstractmethod
     def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The training images: checked before the first epoch, identified, sampled."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +12,6 @@ from torchvision.transforms import v2
 
 from anomalib_mixedteacher.decoding import BITS, check_image, check_mask, image_size, setting
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-
-logger = logging.getLogger(__name__)
 
 # Others may draw at random: what they give has to be seen by the teachers each time.
 _DETERMINISTIC = (v2.Compose, v2.Resize, v2.Normalize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.ToDtype, v2.ToImage)

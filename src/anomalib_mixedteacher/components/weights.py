@@ -37,6 +37,7 @@ IMAGENET_TAGS = {
     "vgg16": "vgg16.tv_in1k",
 }
 PACKAGED = Path(__file__).resolve().parents[1] / "teachers"
+MANIFEST = PACKAGED / "manifest.json"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _ELSEWHERE = "use teacher_weights='imagenet', which downloads once, or a path to weights"
 
@@ -79,17 +80,14 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def packaged_teachers(manifest: Path = PACKAGED / "manifest.json") -> dict[str, dict[str, Any]]:
+def packaged_teachers() -> dict[str, dict[str, Any]]:
     """Read which teachers can be had from installed packages.
-
-    Args:
-        manifest: The package's own by default.
 
     Returns:
         By backbone: ``file`` and its ``sha256``, the ``layers`` that it has, where it comes from; and the ``package``
         that brings it, if another one does.
     """
-    return json.loads(manifest.read_text())["teachers"]
+    return json.loads(MANIFEST.read_text())["teachers"]
 
 
 def _packaged(net: FeatureExtractor) -> tuple[str, StateDict]:

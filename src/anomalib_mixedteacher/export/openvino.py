@@ -72,29 +72,12 @@ def watches_pixels(metric: Metric | None) -> bool:
 def export_openvino(
     module: AnomalibModule,
     path: Path,
-    input_size: tuple[int, int] | None = None,
-    compression: Compression | None = None,
-    provenance: dict[str, Any] | None = None,
-    onnx_kwargs: dict[str, Any] | None = None,
+    input_size: tuple[int, int] | None,
+    compression: Compression,
+    provenance: dict[str, Any],
+    onnx_kwargs: dict[str, Any] | None,
 ) -> Path:
-    """Export a trained model to OpenVINO.
-
-    Args:
-        module: The model.
-        path: The ``.xml`` file to write, in a folder that exists.
-        input_size: Height and width of the images that the graph takes; ``None`` for any.
-        compression: How to compress; float32 by default.
-        provenance: Fields of the :class:`ModelRecord` that only the model knows.
-        onnx_kwargs: Passed to ``torch.onnx.export``.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        ConfigurationError: If images are needed and there are none.
-        QuantizationError: If quantisation loses more AUROC than allowed; nothing is written then.
-    """
-    compression, provenance = compression or Compression(), provenance or {}
+    """Write the files of :meth:`~anomalib_mixedteacher.export.mixin.LeanExport.to_openvino`; give the path."""
     resize, datamodule, tiles = resize_of(module), compression.datamodule, getattr(module, "tiles", None)
     post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
     thresholds = thresholds_of(post_processor)
@@ -170,13 +153,9 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any, ti
     from anomalib_mixedteacher.export import quantize  # imports NNCF, which takes seconds
 
     if compression.kind == CompressionType.INT8:
-        return quantize.compress_weights(model.clone())
+        return quantize.nncf.compress_weights(model.clone())
     datamodule: Any = compression.datamodule
-    count = min(quantize.MAX_IMAGES, len(datamodule.train_data))
-    chosen = np.linspace(0, len(datamodule.train_data) - 1, count).round().astype(int).tolist()
-    images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
-    if tiles is not None:
-        images = quality.tiles_of(images, tiles.tiling, -(-quantize.MAX_IMAGES // count))
+    images = _sample(datamodule.train_data, quantize.MAX_IMAGES, resize, tiles)
     if compression.kind == CompressionType.INT8_PTQ:
         return quantize.quantize(model.clone(), images, compression.keep)
     labelled = quality.labelled(datamodule, ("val", "test"))
@@ -190,6 +169,14 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any, ti
         return quality.auroc(quality.predict(compiled, chosen, [""] * len(chosen), tiles))[metric]
 
     return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop, compression.keep)
+
+
+def _sample(dataset: Any, count: int, resize: Any, tiles: Tiles | None) -> list[quality.Images]:
+    """Give as many images, or tiles of them, spread evenly."""
+    number = min(count, len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()
+    images = [image for image, _ in quality.batches(dataset.subsample(chosen), resize)]
+    return images if tiles is None else quality.tiles_of(images, tiles.tiling, -(-count // number))
 
 
 def _measure(
@@ -225,9 +212,7 @@ def _measure(
 def _blamed(reference: openvino.Model, model: openvino.Model, labelled: Any, resize: Any, tiles: Tiles | None) -> str:
     from anomalib_mixedteacher.export import quantize
 
-    chosen = np.unique(np.linspace(0, len(labelled) - 1, _BLAME_IMAGES).round().astype(int)).tolist()
-    images = [image for image, _ in quality.batches(labelled.subsample(chosen), resize)]
-    images = images if tiles is None else quality.tiles_of(images, tiles.tiling, count=1)
+    images = _sample(labelled, _BLAME_IMAGES, resize, tiles)
     return ", ".join(f"{name} ({error:.1%})" for name, error in quantize.blame(reference, model, images))
 
 

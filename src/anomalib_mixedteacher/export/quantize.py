@@ -67,11 +67,6 @@ def _reachable(nodes: Iterable[openvino.Node], up_to: Sequence[str] = ()) -> set
     return names
 
 
-def compress_weights(model: openvino.Model) -> openvino.Model:
-    """Store the weights in INT8; activations stay in floating point."""
-    return nncf.compress_weights(model)
-
-
 def quantize(model: openvino.Model, images: Sequence[Images], keep: Sequence[str] = ()) -> openvino.Model:
     """Quantise a network after training, on good images.
 

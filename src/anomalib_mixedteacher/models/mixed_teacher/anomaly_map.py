@@ -41,25 +41,10 @@ class AnomalyMapGenerator(StandardizedMap):
         """Compute the :func:`~anomalib_mixedteacher.components.normalized_distance`."""
         return normalized_distance(teacher, student)
 
-    def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
-        """Compute the fused and smoothed map.
-
-        Args:
-            teacher: The teachers' features.
-            student: The students' features.
-            image_size: Height and width of the image.
-
-        Returns:
-            Anomaly map of shape ``(B, 1, H / 4, W / 4)``, sides rounded up, non-negative, higher where more anomalous.
-        """
+    def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
+        """Compute the official code's map, of shape ``(B, 1, H / 4, W / 4)``."""
         maps = self.distance_maps(teacher, student, coarse_size(image_size))
-        if self.fusion == "standardized_sum":
-            return self.smooth(self.standardized_sum(maps))
-        return self.smooth(self._product(maps, [t.shape[-2] * t.shape[-1] for t in teacher]))
-
-    def _product(self, maps: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
-        """Fuse distances of shape ``(B, L, H, W)``, given the number of positions of each layer's features."""
-        weights = torch.tensor([1 / number for number in positions]).to(maps).view(1, -1, 1, 1)
+        weights = torch.tensor([1 / (t.shape[-2] * t.shape[-1]) for t in teacher]).to(maps).view(1, -1, 1, 1)
         resnet, efficientnet = (part.sum(dim=1, keepdim=True) for part in (maps * weights).split(self.layers, dim=1))
         scope = efficientnet.amax(dim=(-2, -1), keepdim=True) - efficientnet.amin(dim=(-2, -1), keepdim=True)
-        return resnet * (scope * F.normalize(efficientnet, dim=-2))
+        return self.smooth(resnet * (scope * F.normalize(efficientnet, dim=-2)))

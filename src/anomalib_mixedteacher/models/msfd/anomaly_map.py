@@ -6,7 +6,7 @@ import torch
 
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.receptive_field import ReceptiveField
-from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size
+from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap
 from anomalib_mixedteacher.components.upsampling import gaussian_upsample
 from anomalib_mixedteacher.models.msfd.loss import combined_distance
 
@@ -53,21 +53,8 @@ class AnomalyMapGenerator(StandardizedMap):
         """Compute the :func:`combined_distance`."""
         return combined_distance(teacher, student, self.cosine_weight)
 
-    def forward(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
-        """Compute the anomaly map.
-
-        Args:
-            teacher: The teacher's feature maps, each of shape ``(B, C, H, W)``.
-            student: The student's, same shapes.
-            image_size: Height and width of the image.
-
-        Returns:
-            Anomaly map of shape ``(B, 1, H / 4, W / 4)``, sides rounded up, or ``(B, 1, H, W)`` of the product;
-            non-negative, higher where more anomalous.
-        """
-        if self.fusion == "standardized_sum":
-            maps = self.distance_maps(teacher, student, coarse_size(image_size))
-            return self.smooth(self.standardized_sum(maps))
+    def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
+        """Compute the product of the levels' maps, of shape ``(B, 1, H, W)``."""
         levels = [
             gaussian_upsample(self.distance(t, s).unsqueeze(1), image_size, field, self.width * field.size / 2)
             for t, s, field in zip(teacher, student, self.fields, strict=True)
