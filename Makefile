@@ -34,7 +34,7 @@ docs: $(INSTALLED)
 # The tables of README and docs, from the benchmarks whose commands stand there.
 tables: $(INSTALLED)
 	$(BIN)/python docs/embed_tables.py README.md docs/results.md docs/calibration.md docs/large-images.md \
-		docs/edge.md docs/teachers.md
+		docs/edge.md docs/teachers.md docs/training-cost.md
 
 # The packaged ResNet-18, as teachers/README.md describes it; called again it goes on. For a GPU.
 PHOTOGRAPHS ?= ../shared/lab/photos.npz

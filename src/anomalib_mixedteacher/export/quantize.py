@@ -1,7 +1,7 @@
 """INT8 that keeps the defects.
 
 A defect is a small difference of two features that are nearly equal. What compares them stays in floating point:
-normalisation, distance, standardisation and smoothing. So do depthwise convolutions, which are a tenth of the time and
+normalisation, distance, standardisation and smoothing. So do depthwise convolutions, a small part of the time and
 most of the error: a sum of nine or 25 products leaves roundings little to cancel with. All else before the norms is
 quantised where activations are bounded, as EfficientNet-Lite0's. A network with unbounded ones (``keep``) stays in
 floating point, and with it the residual sums, the gates, and the first convolutions, behind which a weak texture is a
