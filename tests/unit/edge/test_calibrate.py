@@ -135,7 +135,7 @@ def test_deep_images_score_as_their_eight_bit_copies(exported, good, tmp_path):
         ({"alarm_rate": 0.05}, CalibrationError, "takes 19 good calibration images, but there are 4"),
         ({"alarm_rate": 1.5}, CalibrationError, "give a share above 0 and below 1"),
         ({"alarm_rate": 0.2, "min_area": 0}, ConfigurationError, "min_area must be 1 pixel or more"),
-        ({"alarm_rate": 0.2, "min_area": 5000}, ConfigurationError, "of the anomaly map, which has 40 x 48: give a smaller one"),
+        ({"alarm_rate": 0.2, "min_area": 5000}, ConfigurationError, "map, which has 40 x 48: give a smaller one"),
         ({"alarm_rate": 0.2, "good": Path("nowhere")}, DataError, "There is no file or folder nowhere"),
     ],
 )

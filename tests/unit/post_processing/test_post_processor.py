@@ -118,7 +118,7 @@ def test_region_score_is_the_highest_level_with_a_region_of_the_area(area):
         found = region_score(single, area)
         assert largest_region(single >= found) >= area
         assert largest_region(single > found) < area
-    with pytest.raises(ConfigurationError, match="min_area is 577 pixels of the anomaly map, which has 24 x 24: give a"):
+    with pytest.raises(ConfigurationError, match="min_area is 577 pixels of the anomaly map, which has 24 x 24"):
         region_score(maps[0], 577)
 
 
