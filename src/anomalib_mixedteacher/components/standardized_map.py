@@ -23,7 +23,7 @@ Standardize = Literal["tile", "position"]
 
 _LEAST_SHARE = 0.5  # of the mean over positions: a relative spread at least, lest a few good images divide by nearly 0
 _LEAST_SPREAD = 0.01  # of the mean at a position, for a single good image or copies of one
-_BORDER = 8  # a tile's border is so many-th of its side: beyond it the padding is hardly felt
+_BORDER = 32  # pixels from a tile's border on, in which the padding is felt
 _LEAST_DISTANCE = 1e-6  # whose logarithm is finite; what features in float32 differ by in any case
 
 
@@ -108,14 +108,14 @@ class StandardizedMap(nn.Module):
         pairs = zip(teacher, student, strict=True)
         return torch.cat([bilinear_resize(self.distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
 
-    def set_good_statistics(self, features: Iterable[tuple[Features, Features]], pooled: bool = False) -> None:
+    def set_good_statistics(self, features: Iterable[tuple[Features, Features]], tile_size: int | None = None) -> None:
         """Set mean and standard deviation of each layer's distance on good images, position by position.
 
         Args:
             features: The teachers' and the students' features of one batch of good images after another. Maps of
                 images of other sizes are resized to those of the first.
-            pooled: Whether the images are tiles, which lie anywhere: positions farther than an eighth of the size
-                from the border then have the moments of all of them, and no seam between tiles.
+            tile_size: Side in pixels of the images, if they are tiles, which lie anywhere: positions farther than 32
+                pixels from the border then have the moments of all of them, and there is no seam between tiles.
         """
         size: tuple[int, int] | None = None
         parts = []
@@ -123,9 +123,9 @@ class StandardizedMap(nn.Module):
             size = size or max((maps.shape[-2], maps.shape[-1]) for maps in teacher)
             parts.append(self.distance_maps(teacher, student, size))
         std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
-        if pooled:
-            rows, columns = (slice(side // _BORDER, side - side // _BORDER) for side in mean.shape[-2:])
-            inside = (slice(None), rows, columns)
+        if tile_size is not None and tile_size > 2 * _BORDER:
+            borders = (_BORDER * side // tile_size for side in mean.shape[-2:])
+            inside = (slice(None), *(slice(border, -border or None) for border in borders))
             of_all = mean[inside].mean(dim=(1, 2), keepdim=True)
             square = (std[inside].square() + (mean[inside] - of_all).square()).mean(dim=(1, 2), keepdim=True)
             mean[inside], std[inside] = of_all, square.sqrt()

@@ -124,7 +124,7 @@ class StandardizedMapMixin(DistillationMixin):
             return
         modes = {module: module.training for module in self.model.students.modules()}
         self.model.students.eval()
-        generator.set_good_statistics(self.good_features(), pooled=self._tiling is not None)
+        generator.set_good_statistics(self.good_features(), self.model.tile_size)
         if self.model.standardize == "position":
             good = super()._good_images(at_once=1, count=PROFILE_IMAGES)
             self.model.set_good_profile(images[0] for images, _ in good)
