@@ -77,8 +77,7 @@ def test_fit_test_validate_predict(name, trained, make_data, make_engine, photo_
     run, cls = trained(name), plugin.public(name)
     restored = cls.load_from_checkpoint(run.checkpoint).eval()
     (metrics,) = make_engine().test(cls(), datamodule=make_data(), ckpt_path=run.checkpoint, verbose=False)
-    if name != "Mkd":  # which learns nothing of use from a random teacher in so few steps
-        assert metrics["image_AUROC"] > 0.9
+    assert metrics["image_AUROC"] > 0.9
     assert metrics["pixel_AUROC"] > 0.7
     (metrics,) = make_engine().validate(cls(), datamodule=make_data(), ckpt_path=run.checkpoint, verbose=False)
     assert metrics["val_loss"] > 0
