@@ -1,7 +1,12 @@
 """Distances between a teacher's and a student's features: the one definition that losses and anomaly maps share."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
+
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes features of teacher and student, ``(B, C, H, W)``, and gives ``(B, H, W)``, non-negative."""
 
 
 def normalized_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

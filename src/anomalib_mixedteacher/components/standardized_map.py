@@ -10,6 +10,7 @@ from anomalib.data import InferenceBatch
 from numpy.typing import NDArray
 from torch import nn
 
+from anomalib_mixedteacher.components.distance import Distance
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
 from anomalib_mixedteacher.components.teacher import Teacher
@@ -36,12 +37,13 @@ class StandardizedMap(nn.Module):
     :math:`\sigma` of :math:`\ln d` on good images at the same position, from the moments of :math:`d` as for a
     log-normal distribution. What is hard to imitate on every good image, as the padded border is, does not count; a
     layer that alone sees a defect is heard. That is the fusion ``"standardized_sum"`` (ours). A model defines
-    :meth:`distance`, and :meth:`product`, its paper's fusion.
+    :meth:`product`, its paper's fusion.
 
     Args:
         layers: Number of layers.
         fusion: How the layers' maps become one.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels of the image; 0 for none.
+        distance: The distance of features, position by position.
 
     Raises:
         ConfigurationError: If the fusion is unknown or sigma negative.
@@ -50,7 +52,7 @@ class StandardizedMap(nn.Module):
     good_mean: torch.Tensor
     good_std: torch.Tensor
 
-    def __init__(self, layers: int, fusion: Fusion, sigma: float) -> None:
+    def __init__(self, layers: int, fusion: Fusion, sigma: float, distance: Distance) -> None:
         super().__init__()
         if fusion not in get_args(Fusion):
             msg = f"Unknown fusion {fusion!r}: choose one of {', '.join(get_args(Fusion))}."
@@ -58,7 +60,7 @@ class StandardizedMap(nn.Module):
         if sigma < 0:
             msg = f"sigma must be 0 (no smoothing) or positive, not {sigma}."
             raise ConfigurationError(msg)
-        self.fusion = fusion
+        self.fusion, self.distance = fusion, distance
         self.smoothing = gaussian_smoothing(sigma / STRIDE)
         self.min_side = STRIDE * smoothing_reach(sigma / STRIDE) + 1  # a reflected border is shorter than the map
         # of each layer, at the positions of the finest feature map; the same everywhere until they are known
@@ -89,10 +91,6 @@ class StandardizedMap(nn.Module):
     @abstractmethod
     def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the map of the model's paper; see :meth:`forward`."""
-
-    @abstractmethod
-    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """Compute the distance of features of shape ``(B, C, H, W)`` at each position, ``(B, H, W)``, non-negative."""
 
     def distance_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> torch.Tensor:
         """Compute each layer's distance at its own size, then resize the distances.

@@ -160,13 +160,30 @@ def test_a_tile_that_is_all_border_keeps_its_positions(features):
     assert torch.equal(tiles.good_std, images.good_std)
 
 
-def test_only_random_teachers_look_at_images():
+def test_pretrained_teachers_of_the_paper_do_not_look_at_images():
     def images():
         yield pytest.fail("looked at")
 
-    model = MixedTeacherModel()
+    model = MixedTeacherModel("paper", efficientnet="tf_efficientnet_lite0")
     model.load_teachers("packaged", images())
     assert model.loaded
+
+
+def test_fast_student_learns_features_that_are_whitened_on_good_images():
+    model = MixedTeacherModel()
+    good = list(torch.randn(2, 3, 3, 96, 128, generator=torch.Generator().manual_seed(0)))
+    model.load_teachers("packaged", iter(good))
+    plain = [[maps for teacher in model.teachers.values() for maps in teacher(batch)] for batch in good]
+    for index, white in enumerate(zip(*map(model.teacher_features, good), strict=True)):
+        vectors, whitened = (
+            torch.cat([maps.transpose(0, 1).flatten(1) for maps in some], dim=1).double().numpy()
+            for some in ([F.normalize(batch[index], dim=1) for batch in plain], white)
+        )
+        covariance = np.cov(vectors, bias=True)
+        inverse = np.linalg.inv(covariance + 0.1 * np.trace(covariance) / len(vectors) * np.eye(len(vectors)))
+        np.testing.assert_allclose(whitened @ whitened.T / vectors.shape[1], inverse @ covariance, atol=1e-3)
+        np.testing.assert_allclose(whitened.mean(axis=1), 0, atol=1e-4)
+    assert [maps.shape for maps in model.student_features(good[0])] == [maps.shape for maps in plain[0]]
 
 
 def test_standardized_sum_is_of_the_logarithms_of_good_images():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.components.distance import normalized_distance
+from anomalib_mixedteacher.components.distance import Distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size
 
@@ -13,8 +13,7 @@ from anomalib_mixedteacher.components.standardized_map import Fusion, Standardiz
 class AnomalyMapGenerator(StandardizedMap):
     r"""Turn feature distances into one anomaly map, at a quarter of the image's height and width.
 
-    Each layer's :func:`~anomalib_mixedteacher.components.normalized_distance` is upsampled bilinearly. Then, by
-    ``fusion``:
+    Each layer's distance is upsampled bilinearly. Then, by ``fusion``:
 
     - ``"standardized_sum"`` (ours): see :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMap`.
     - ``"product"`` (the official code's): :math:`m_1 \cdot s \cdot m_2 / n` with the ResNet's map :math:`m_1` and the
@@ -28,18 +27,21 @@ class AnomalyMapGenerator(StandardizedMap):
         fusion: How the layers' maps become one.
         sigma: Standard deviation of the smoothing, in pixels of the image; 0 for none.
         layers: Number of maps of each teacher, the ResNet's first.
+        distance: The distance of features, position by position; the paper's by default.
 
     Raises:
         ConfigurationError: If the fusion is unknown or sigma negative.
     """
 
-    def __init__(self, fusion: Fusion = "standardized_sum", sigma: float = 4.0, layers: Sequence[int] = (2, 2)) -> None:
-        super().__init__(sum(layers), fusion, sigma)
+    def __init__(
+        self,
+        fusion: Fusion = "standardized_sum",
+        sigma: float = 4.0,
+        layers: Sequence[int] = (2, 2),
+        distance: Distance = normalized_distance,
+    ) -> None:
+        super().__init__(sum(layers), fusion, sigma, distance)
         self.layers = tuple(layers)
-
-    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """Compute the :func:`~anomalib_mixedteacher.components.normalized_distance`."""
-        return normalized_distance(teacher, student)
 
     def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the official code's map, of shape ``(B, 1, H / 4, W / 4)``."""

@@ -1,6 +1,6 @@
 """Networks of MixedTeacher: two frozen teachers and what learns to imitate them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.whitening import Whitening
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 
@@ -76,8 +78,9 @@ class MixedTeacherModel(StandardizedMapModel):
     """Two frozen teachers, ResNet-18 (maps pooled 2 x 2) and an EfficientNet, and what imitates them on good images.
 
     Args:
-        architecture: ``"paper"``: EfficientNet-b0 and two students, the reduced ResNet and an EfficientNet-b0.
-            ``"fast"`` (ours): EfficientNet-Lite0 and one reduced ResNet of half the width with a head per map.
+        architecture: ``"paper"``: EfficientNet-b0 and two students, the reduced ResNet and an EfficientNet-b0, which
+            learn the features' directions. ``"fast"`` (ours): EfficientNet-Lite0 and one reduced ResNet of half the
+            width with a head per map, which learns the features whitened on good images.
         resnet_layers: Layers of the ResNet-18 teacher, of 1, 2, 3.
         efficientnet: timm name of the second teacher; the architecture's own by default.
         efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6; 4 has stride 16, 6 has stride 32.
@@ -130,4 +133,23 @@ class MixedTeacherModel(StandardizedMapModel):
                 "efficientnet": FeatureExtractor(teachers["efficientnet"].backbone, blocks),
             }
         layers = (len(resnet_layers), len(efficientnet_blocks))
-        super().__init__(teachers, students, AnomalyMapGenerator(fusion, sigma, layers), tile_size, standardize)
+        distance = euclidean_distance if architecture == "fast" else normalized_distance
+        generator = AnomalyMapGenerator(fusion, sigma, layers, distance)
+        super().__init__(teachers, students, generator, tile_size, standardize)
+        whitened = maps if architecture == "fast" else []
+        self.whitening = nn.ModuleList(Whitening(channels) for _, channels in whitened)
+
+    def load_teachers(self, source: str, images: Iterable[torch.Tensor]) -> None:
+        """Load the teachers' weights, and fit the whitening to their features of good images; see the base class."""
+        batches = list(images) if source == "random" or self.whitening else []
+        super().load_teachers(source, batches)
+        features = [super(MixedTeacherModel, self).teacher_features(batch) for batch in batches]
+        for whitening, *maps in zip(self.whitening, *features, strict=False):
+            whitening.fit(maps)
+
+    def teacher_features(self, images: torch.Tensor) -> Features:
+        """Compute the teachers' feature maps, whitened in the fast architecture; see the base class."""
+        features = super().teacher_features(images)
+        if not self.whitening:
+            return features
+        return [whitening(maps) for whitening, maps in zip(self.whitening, features, strict=True)]

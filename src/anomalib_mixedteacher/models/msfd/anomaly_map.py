@@ -1,6 +1,7 @@
 """Anomaly map of MSFD: a map per level, brought to the image and combined."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -45,13 +46,8 @@ class AnomalyMapGenerator(StandardizedMap):
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
     ) -> None:
-        super().__init__(len(fields), fusion, sigma)
+        super().__init__(len(fields), fusion, sigma, partial(combined_distance, cosine_weight=cosine_weight))
         self.fields = tuple(fields)
-        self.cosine_weight = cosine_weight
-
-    def distance(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """Compute the :func:`combined_distance`."""
-        return combined_distance(teacher, student, self.cosine_weight)
 
     def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the product of the levels' maps, of shape ``(B, 1, H, W)``."""
