@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from anomalib_mixedteacher.decoding import BITS, check_image, check_mask, image_size, setting
+from anomalib_mixedteacher.decoding import check_image, check_mask, image_size
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import BITS, setting
 
 # Others may draw at random: what they give has to be seen by the teachers each time.
 _DETERMINISTIC = (v2.Compose, v2.Resize, v2.Normalize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.ToDtype, v2.ToImage)

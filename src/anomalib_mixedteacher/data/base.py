@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_image
 from torchvision.tv_tensors import Mask
 
-from anomalib_mixedteacher.decoding import DECODE_ERRORS, check_size, read_image
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from mixedteacher_edge.decoding import any_size
+from mixedteacher_edge.decoding import DECODE_ERRORS, any_size, check_size
 
 GOOD = "good"
 """Label of the images without a defect."""

@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import datasets
 
 from anomalib_mixedteacher.data.base import GOOD, CheckedDataModule, check_choice, folder_in_progress
-from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import MIN_SIDE
 
 DatasetName = Literal["MNIST", "FashionMNIST", "CIFAR10"]
 Protocol = Literal["one_vs_rest", "rest_vs_one"]

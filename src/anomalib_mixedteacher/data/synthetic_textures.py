@@ -22,8 +22,8 @@ from anomalib_mixedteacher.data.base import (
 )
 from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
 from anomalib_mixedteacher.data.textures import FAMILIES, Array
-from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import MIN_SIDE
 
 GENERATOR_VERSION = 2
 """Raise it whenever the generated pixels change, so that no older cache is taken for the new images."""

@@ -14,9 +14,9 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from anomalib_mixedteacher.benchmark.result import GOOD, Calibration, KeptPredictions
-from anomalib_mixedteacher.decoding import MIN_SIDE, to_rgb
 from anomalib_mixedteacher.errors import DataError
 from anomalib_mixedteacher.report.run import Run
+from mixedteacher_edge.decoding import MIN_SIDE, to_rgb
 
 MISS, ALARM, RANDOM = "miss", "alarm", "random"
 PARTS = {MISS: "Lowest-scored defects", ALARM: "Highest-scored good images", RANDOM: "Random sample"}
