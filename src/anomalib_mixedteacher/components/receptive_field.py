@@ -1,8 +1,6 @@
 """Which pixels of the image a position of a feature map sees."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
@@ -10,11 +8,8 @@ from torch import nn
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.errors import ConfigurationError
 
-_WINDOWS = (nn.Conv2d, nn.MaxPool2d)
-_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity)
-# What runs its children one after the other, a residual block's shortcut aside.
-_CHAINS = (nn.Sequential, BasicBlock, Bottleneck)
-_SHORTCUT = "downsample"
+# What sees a single position, and what runs its children one after the other, a residual block's shortcut aside.
+_OTHERS = (nn.BatchNorm2d, nn.ReLU, nn.Identity, nn.Sequential, BasicBlock, Bottleneck)
 
 
 @dataclass(frozen=True)
@@ -62,30 +57,19 @@ def receptive_fields(extractor: FeatureExtractor) -> list[ReceptiveField]:
     """
     field = ReceptiveField(size=1, stride=1, start=0.0)
     fields = []
-    for name, module in extractor.named_children():
-        for layer in _windows(module, extractor.backbone):
-            parameters = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            field = field.through(*(_along_one_axis(value) for value in parameters))
+    for name, child in extractor.named_children():
+        for path, layer in child.named_modules():
+            if "downsample" in path:
+                continue
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+                of_axes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+                field = field.through(*(value[0] if isinstance(value, tuple) else int(value) for value in of_axes))
+            elif not isinstance(layer, _OTHERS):
+                msg = (
+                    f"The receptive field of {extractor.backbone} cannot be read from its layers (it holds a "
+                    f"{type(layer).__name__}): choose a plain ResNet such as resnet18."
+                )
+                raise ConfigurationError(msg)
         if name in extractor.layers:
             fields.append(field)
     return fields
-
-
-def _windows(module: nn.Module, backbone: str) -> Iterator[Any]:
-    """Yield the layers of the main path that see more than one position, in the order of their use."""
-    if isinstance(module, _WINDOWS):
-        yield module
-    elif isinstance(module, _CHAINS):
-        for name, child in module.named_children():
-            if name != _SHORTCUT:
-                yield from _windows(child, backbone)
-    elif not isinstance(module, _POINTWISE):
-        msg = (
-            f"The receptive field of {backbone} cannot be read from its layers (it holds a {type(module).__name__}): "
-            "choose a plain ResNet such as resnet18."
-        )
-        raise ConfigurationError(msg)
-
-
-def _along_one_axis(value: int | tuple[int, ...]) -> int:
-    return value if isinstance(value, int) else value[0]
