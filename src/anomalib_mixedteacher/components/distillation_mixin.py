@@ -3,12 +3,11 @@
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from anomalib import LearningType
 from anomalib.data import InferenceBatch
-from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -41,14 +40,8 @@ logger = logging.getLogger(__name__)
 STATISTICS_IMAGES = 64  # enough for the moments of a channel, and of a distance at each position
 _NO_EPOCHS_GIVEN = 1000  # what Lightning puts in their place
 
-# get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
-if TYPE_CHECKING:
-    _Base = AnomalibModule
-else:
-    _Base = object
 
-
-class DistillationMixin(LeanExport, _Base):
+class DistillationMixin(LeanExport):
     """Trains students on good images only; declared as ``class Name(DistillationMixin, AnomalibModule)``.
 
     A model's ``__init__`` calls ``super().__init__``, sets ``model`` and ``loss``, and calls :meth:`set_recipe`; see

@@ -20,6 +20,7 @@ from anomalib_mixedteacher.export import MAX_DROP
 
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 
+# get_model finds direct subclasses of AnomalibModule only: a model lists a mixin, and AnomalibModule behind it.
 if TYPE_CHECKING:
     _Base = AnomalibModule
 else:
