@@ -76,23 +76,11 @@ def _model_options() -> str:
     return "\n".join(lines)
 
 
-class _Once(logging.Filter):
-    """Lets each message through once: anomalib repeats its advice in every epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in self.seen
-        self.seen.add(record.getMessage())
-        return new
-
-
 def _configure_logging() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    first: dict[str, logging.LogRecord] = {}  # by message: anomalib repeats its advice in every epoch
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_Once())
+        handler.addFilter(lambda record: first.setdefault(record.getMessage(), record) is record)
     for name in ("lightning.pytorch", "lightning_fabric"):  # they have handlers of their own
         logging.getLogger(name).setLevel(logging.ERROR)
 
