@@ -1,5 +1,7 @@
 """Gaussian smoothing of anomaly maps."""
 
+from anomalib.models.components import GaussianBlur2d
+from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import nn
 
 
@@ -15,10 +17,6 @@ def gaussian_smoothing(sigma: float) -> nn.Module:
     Returns:
         Module without parameters, exportable with dynamic sizes. The map's sides must exceed ``4 * sigma``.
     """
-    # Here, since the registration, which importing anomalib.models starts, imports this module.
-    from anomalib.models.components import GaussianBlur2d
-    from anomalib.models.components.filters.blur import compute_kernel_size
-
     if sigma == 0:
         return nn.Identity()
     size = compute_kernel_size(sigma)
