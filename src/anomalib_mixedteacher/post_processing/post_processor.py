@@ -149,12 +149,14 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
         """Refuse to train on a datamodule without good validation images, with a CalibrationError."""
         super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
-        if stage == "fit" and isinstance(datamodule, AnomalibDataModule) and not _has_good(datamodule):
-            msg = (
-                "There are no good validation images to find the thresholds on: set some of the training images aside "
-                "(--data.val_split_mode from_train --data.val_split_ratio 0.2)."
-            )
-            raise CalibrationError(msg)
+        if stage == "fit" and isinstance(datamodule, AnomalibDataModule):
+            validation = getattr(datamodule, "val_data", None)
+            if validation is None or not (validation.samples.label_index == 0).any():
+                msg = (
+                    "There are no good validation images to find the thresholds on: set some of the training images "
+                    "aside (--data.val_split_mode from_train --data.val_split_ratio 0.2)."
+                )
+                raise CalibrationError(msg)
         if self.per != "image" and getattr(getattr(pl_module, "model", None), "tile_size", None) is None:
             raise ConfigurationError(NO_TILES.format(self.per))
 
@@ -302,9 +304,3 @@ def _of_all_processes(rows: list[Any]) -> list[Any]:
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, rows)
     return [row for part in parts for row in part]
-
-
-def _has_good(datamodule: AnomalibDataModule) -> bool:
-    """Tell whether the validation set of a datamodule that was set up has good images."""
-    validation = getattr(datamodule, "val_data", None)
-    return validation is not None and bool((validation.samples.label_index == 0).any())
