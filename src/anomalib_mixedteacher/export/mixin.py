@@ -38,11 +38,6 @@ class LeanExport(_Base):
         """How images are cut into tiles; ``None`` if they are not."""
         return getattr(self.model, "tiles", None)
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the model comes from, for its record."""
-        raise NotImplementedError
-
     def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
         self,
         export_root: Path | str,
@@ -139,10 +134,11 @@ class LeanExport(_Base):
             QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
         """
         del task, ov_kwargs
-        from anomalib_mixedteacher.export.openvino import Compression, export_openvino, watches_pixels
+        from anomalib_mixedteacher.export.openvino import Compression, export_openvino
 
         kind = None if compression_type is None else CompressionType(compression_type)
-        compression = Compression(kind, datamodule, watches_pixels(metric), max_drop, keep=self.float_networks)
+        pixel = bool({"anomaly_map", "pred_mask"} & set(getattr(metric, "fields", None) or ()))
+        compression = Compression(kind, datamodule, pixel, max_drop, keep=self.float_networks)
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -152,4 +148,4 @@ class LeanExport(_Base):
             msg = f"Cannot write to {folder} ({error.strerror}): give another --export_root."
             raise ConfigurationError(msg) from error
         path = folder / f"{model_file_name}.xml"
-        return export_openvino(self, path, input_size, compression, self.provenance, onnx_kwargs)
+        return export_openvino(self, path, input_size, compression, onnx_kwargs)
