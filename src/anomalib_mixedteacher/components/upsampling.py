@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anomalib_mixedteacher.errors import ConfigurationError
-
 if TYPE_CHECKING:
     from anomalib_mixedteacher.components.receptive_field import ReceptiveField
 
@@ -71,17 +69,11 @@ def gaussian_upsample(maps: torch.Tensor, size: tuple[int, int], field: "Recepti
         maps: Maps of shape ``(B, 1, H, W)``, float32 or float64.
         size: Height and width in pixels of the image that the maps belong to.
         field: Receptive field of the maps' positions.
-        sigma: Standard deviation of the Gaussian in pixels.
+        sigma: Standard deviation of the Gaussian in pixels, positive.
 
     Returns:
         Maps of shape ``(B, 1, *size)``. A value is a weighted mean of the map's values.
-
-    Raises:
-        ConfigurationError: If sigma is not positive.
     """
-    if not sigma > 0:
-        msg = f"sigma must be positive, not {sigma}: choose bilinear up-sampling for maps without smoothing."
-        raise ConfigurationError(msg)
     rows = _gaussian_matrix(maps.shape[-2], size[0], field, sigma, maps)
     columns = _gaussian_matrix(maps.shape[-1], size[1], field, sigma, maps)
     return _product(rows, maps, columns.T)
