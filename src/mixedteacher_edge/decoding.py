@@ -28,6 +28,7 @@ _STRIP = 2**22  # pixels that are converted at a time
 ORIENTATION, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 0x0112, 258, 339  # tags of EXIF and TIFF
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
+Named: TypeAlias = tuple[str, ImageSource]
 RGB: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 
 logger = logging.getLogger(__name__)

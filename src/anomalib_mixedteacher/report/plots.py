@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-Points = Sequence[tuple[float, float]]
+from anomalib_mixedteacher.benchmark.result import Points
 
 # Okabe and Ito's colours, without the yellow, which is too faint on white
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#333333")
