@@ -162,7 +162,10 @@ class CheckedDataModule(AnomalibDataModule):
 
     @abstractmethod
     def make_samples(self) -> pd.DataFrame:
-        """List all images with their split, as :class:`CheckedDataset` takes them; write them first if need be.
+        """List all images; write them first if need be.
+
+        Returns:
+            pd.DataFrame: What :class:`CheckedDataset` takes, without ``label_index`` and the task.
 
         Raises:
             DataError: If the data are missing, damaged or cannot be written.
@@ -179,6 +182,9 @@ class CheckedDataModule(AnomalibDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Set up the training and the test images."""
         samples = self.make_samples()
+        samples = samples.assign(label_index=(samples.label != GOOD).astype(int))
+        has_masks = (samples.mask_path != "").any()
+        samples.attrs["task"] = (TaskType.SEGMENTATION if has_masks else TaskType.CLASSIFICATION).value
         self.train_data = CheckedDataset(samples[samples.split == Split.TRAIN.value])
         self.test_data = CheckedDataset(samples[samples.split == Split.TEST.value])
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from anomalib import TaskType
 from anomalib.data import AnomalibDataset
-from anomalib.data.utils import LabelName, Split, ValSplitMode
+from anomalib.data.utils import Split, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 
 from anomalib_mixedteacher.data.base import GOOD, CheckedDataModule, check_choice, check_ratio
@@ -132,7 +131,7 @@ def make_magnetic_tile_dataset(root: Path) -> pd.DataFrame:
 
     Returns:
         pd.DataFrame: One row per shot, sorted by id: ``image_path``, ``label`` (``good`` or the kind of defect),
-            ``label_index``, ``mask_path`` (empty for good shots) and ``group``.
+            ``mask_path`` (empty for good shots) and ``group``.
 
     Raises:
         DataError: If the folder, its good or its defect images, or a mask is missing, or a name has no id.
@@ -159,7 +158,5 @@ def make_magnetic_tile_dataset(root: Path) -> pd.DataFrame:
             msg = f"No images exp<k>_num_<id>.jpg in the folder Imgs of {folders} below {root}: {_SOURCE}."
             raise DataError(msg)
     tiles = pd.DataFrame(sorted(rows), columns=["shot", "label", "image_path", "mask_path"])
-    tiles["label_index"] = [int(LabelName.NORMAL if label == GOOD else LabelName.ABNORMAL) for label in tiles.label]
     tiles["group"] = group_shots(tiles.shot.tolist())
-    tiles.attrs["task"] = TaskType.SEGMENTATION.value
     return tiles

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anomalib import TaskType
-from anomalib.data.utils import LabelName, Split
+from anomalib.data.utils import Split
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -110,7 +109,6 @@ class SyntheticTextures(CheckedDataModule):
             {
                 "image_path": str(folder / _image(split, label, index)),
                 "label": label,
-                "label_index": int(LabelName.NORMAL if label == GOOD else LabelName.ABNORMAL),
                 "mask_path": "" if label == GOOD else str(folder / _mask(label, index)),
                 "split": Split(split).value,
             }
@@ -120,7 +118,6 @@ class SyntheticTextures(CheckedDataModule):
             if not Path(path).is_file():
                 msg = f"The generated data set lacks {path}: delete the folder {folder} to have it written again."
                 raise DataError(msg)
-        samples.attrs["task"] = TaskType.SEGMENTATION.value
         return samples
 
 
