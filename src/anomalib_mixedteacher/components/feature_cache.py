@@ -1,11 +1,8 @@
 """Teacher features kept in memory, so that the teachers see each training image once."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
-
-logger = logging.getLogger(__name__)
 
 _LARGEST = torch.finfo(torch.float16).max
 
@@ -47,9 +44,6 @@ class FeatureCache:
 
     def _keep(self, path: str, row: list[torch.Tensor]) -> None:
         size = sum(map_.nbytes for map_ in row)
-        if 0 < self._free < size:
-            logger.info("The cache of teacher features is full after %d images.", len(self._kept))
-            self._free = 0
         if size <= self._free:
             self._free -= size
             self._kept[path] = [map_.clone() for map_ in row]
