@@ -11,15 +11,17 @@ from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
 from anomalib_mixedteacher.components.feature_cache import FeatureCache
-from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, check_uncropped, default_pre_processor
+from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, AntialiasedPreProcessor, check_uncropped
 from anomalib_mixedteacher.components.run_folder import share_run_folder
 from anomalib_mixedteacher.components.training_data import (
     check_masks,
@@ -188,9 +190,15 @@ class DistillationMixin(LeanExport):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @staticmethod
-    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
-        return default_pre_processor(image_size or IMAGE_SIZE)
+    def configure_pre_processor(image_size: tuple[int, int] | None = IMAGE_SIZE) -> PreProcessor:
+        """Configure antialiased resize and ImageNet normalisation, equal in training and in the exported graph.
+
+        Args:
+            image_size: Height and width in pixels; ``None`` for no resize.
+        """
+        resize = [] if image_size is None else [Resize(tuple(image_size), antialias=True)]
+        normalize = Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
+        return AntialiasedPreProcessor(Compose([*resize, normalize]))
 
     def configure_post_processor(self) -> PostProcessor:
         """Configure thresholds by the best F1 on labelled validation images."""
