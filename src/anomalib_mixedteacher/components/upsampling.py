@@ -1,6 +1,7 @@
 """Bringing maps and images to another size."""
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,15 +30,13 @@ def bilinear_resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return maps
     rows = _interpolation_matrix(height, size[0], maps)
     columns = _interpolation_matrix(width, size[1], maps)
-    return _product(rows, maps, columns.T)
+    with full_precision(maps.device):
+        return rows @ maps @ columns.T
 
 
-def _product(rows: torch.Tensor, maps: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(maps.device.type):
-        return rows @ maps @ columns
-    # Mixed-precision products would round the map to 8 bits, or in float16 to 0 or infinity.
-    with torch.autocast(maps.device.type, enabled=False):
-        return rows @ maps @ columns
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch mixed precision off, which would round a map to 8 bits, or in float16 to 0 or infinity."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.autocast(device.type, enabled=False)
 
 
 def _interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch.Tensor:
@@ -76,7 +75,8 @@ def gaussian_upsample(maps: torch.Tensor, size: tuple[int, int], field: "Recepti
     """
     rows = _gaussian_matrix(maps.shape[-2], size[0], field, sigma, maps)
     columns = _gaussian_matrix(maps.shape[-1], size[1], field, sigma, maps)
-    return _product(rows, maps, columns.T)
+    with full_precision(maps.device):
+        return rows @ maps @ columns.T
 
 
 def _gaussian_matrix(

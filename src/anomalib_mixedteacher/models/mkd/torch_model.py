@@ -8,6 +8,7 @@ from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.upsampling import full_precision
 from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.mkd.gradient import activations, image_gradient
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss
@@ -94,12 +95,11 @@ class MkdModel(DistillationModel):
             TeacherNotLoadedError: If the expert has no weights yet.
         """
         del teacher, student
-        if torch.compiler.is_compiling():
-            score, gradient = self.score_and_gradient(images)
-            return InferenceBatch(anomaly_map=self.anomaly_map_generator(gradient), pred_score=score[:, None])
         self.check_size(images)
-        with torch.autocast(images.device.type, enabled=False):
-            score, gradient = self.score_and_gradient(images.contiguous(memory_format=torch.channels_last))
+        if not torch.compiler.is_compiling():
+            images = images.contiguous(memory_format=torch.channels_last)
+        with full_precision(images.device):
+            score, gradient = self.score_and_gradient(images)
             return InferenceBatch(anomaly_map=self.anomaly_map_generator(gradient), pred_score=score[:, None])
 
     @torch.no_grad()
