@@ -6,8 +6,8 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.components.receptive_field import ReceptiveField
-from anomalib_mixedteacher.components.upsampling import bilinear_resize, gaussian_upsample
+from anomalib_mixedteacher.components.upsampling import bilinear_resize
+from anomalib_mixedteacher.models.msfd.upsampling import ReceptiveField, gaussian_upsample
 
 
 def random_maps(field: ReceptiveField, size: tuple[int, int]) -> torch.Tensor:

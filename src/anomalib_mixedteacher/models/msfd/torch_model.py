@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.receptive_field import receptive_fields
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
+from anomalib_mixedteacher.models.msfd.upsampling import receptive_fields
 
 NAME = "resnet"
 
