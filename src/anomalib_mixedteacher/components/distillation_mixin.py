@@ -3,6 +3,8 @@
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from anomalib import LearningType
 from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning import Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -20,10 +23,9 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
-from anomalib_mixedteacher.components.feature_cache import FeatureCache
 from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, AntialiasedPreProcessor, check_uncropped
-from anomalib_mixedteacher.components.run_folder import share_run_folder
 from anomalib_mixedteacher.components.training_data import (
+    FeatureCache,
     check_masks,
     check_training_images,
     is_deterministic,
@@ -261,3 +263,21 @@ class DistillationMixin(LeanExport):
 def _plain(value: Any) -> Any:
     """Make a tuple and the list that it becomes on the way through a file compare equal."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def share_run_folder(trainer: Trainer) -> None:
+    """Let all write to the first process's folder, in which the checkpoint will be, and ``latest`` be that one.
+
+    With the strategy ``ddp`` each process runs the whole program, and anomalib's Engine makes a new folder in each.
+    It ends when the Engine does so in one of them.
+    """
+    folder = Path(trainer.default_root_dir)
+    first = Path(trainer.strategy.broadcast(str(folder)))
+    latest = folder.parent / "latest"
+    if folder != first:
+        with suppress(OSError):  # somebody else's files are in it
+            folder.rmdir()
+        trainer._default_root_dir = str(first)  # type: ignore[attr-defined]  # heat maps go there too
+    elif trainer.is_global_zero and latest.is_symlink() and latest.resolve() != folder.resolve():
+        latest.unlink()
+        latest.symlink_to(folder, target_is_directory=True)

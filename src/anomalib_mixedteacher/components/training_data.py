@@ -1,7 +1,7 @@
-"""The training images: checked before the first epoch, identified, sampled."""
+"""The training images: checked before the first epoch, identified, sampled, and what teachers give of them kept."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mixedteacher_edge.decoding import BITS, setting
 
 # Others may draw at random: what they give has to be seen by the teachers each time.
 _DETERMINISTIC = (v2.Compose, v2.Resize, v2.Normalize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.ToDtype, v2.ToImage)
+_LARGEST = torch.finfo(torch.float16).max
 
 
 def check_training_images(dataset: Dataset) -> dict[str, Any]:
@@ -103,3 +104,45 @@ def sample_batches(loader: DataLoader, count: int, at_once: int = 16) -> Iterato
     length = len(loader.dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
     yield from DataLoader(Subset(loader.dataset, indices), batch_size=at_once, collate_fn=loader.collate_fn)
+
+
+class FeatureCache:
+    """Keeps feature maps by image, rounded to float16, up to a budget; what does not fit is computed each time.
+
+    Args:
+        budget: Memory in MiB.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._free = budget * 2**20
+        self._kept: dict[str, list[torch.Tensor]] = {}
+
+    def features(
+        self, images: torch.Tensor, paths: Sequence[str], compute: Callable[[torch.Tensor], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Give the features of a batch; only those of images that are not kept are computed.
+
+        Args:
+            images: Images of shape ``(B, 3, H, W)``.
+            paths: Path of each image, by which it is known again.
+            compute: The teachers.
+
+        Returns:
+            float32 maps of shape ``(B, C_i, H_i, W_i)``. Each value is rounded to float16 from the first time on.
+        """
+        rows = [self._kept.get(path) for path in paths]
+        new = [position for position, row in enumerate(rows) if row is None]
+        if new:
+            maps = [map_.clamp(-_LARGEST, _LARGEST).half().cpu() for map_ in compute(images[new])]
+            for position, *row in zip(new, *maps, strict=True):
+                rows[position] = row
+                self._keep(paths[position], row)
+        columns = zip(*rows, strict=True)
+        # float32 first: autocast on a CPU knows no float16
+        return [torch.stack([map_.float() for map_ in maps]).to(images.device) for maps in columns]
+
+    def _keep(self, path: str, row: list[torch.Tensor]) -> None:
+        size = sum(map_.nbytes for map_ in row)
+        if size <= self._free:
+            self._free -= size
+            self._kept[path] = [map_.clone() for map_ in row]

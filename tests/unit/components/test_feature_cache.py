@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_mixedteacher.components.feature_cache import FeatureCache
+from anomalib_mixedteacher.components.training_data import FeatureCache
 
 MIB = 2**20
 
