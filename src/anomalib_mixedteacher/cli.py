@@ -88,7 +88,7 @@ def _run(command: str, args: list[str]) -> int:
 
 
 def _calibrate_checkpoint(*arguments: Any) -> Any:
-    from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint  # imports torch
+    from anomalib_mixedteacher.checkpoint import calibrate_checkpoint  # imports torch
 
     return calibrate_checkpoint(*arguments)
 

@@ -16,7 +16,7 @@ MODELS = {
     "Mkd": "models.mkd.lightning_model",
     "Msfd": "models.msfd.lightning_model",
 }
-COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing.post_processor"}
+COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing"}
 DATAMODULES = {
     "Elpv": "data.elpv",
     "MagneticTile": "data.magnetic_tile",

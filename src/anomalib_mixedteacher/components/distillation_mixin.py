@@ -35,8 +35,7 @@ from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.decoding import check_bits
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.mixin import LeanExport
-from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor
-from anomalib_mixedteacher.post_processing.restore import restore_post_processor
+from anomalib_mixedteacher.post_processing import F1PostProcessor, restore_post_processor
 from anomalib_mixedteacher.visualization import ImageVisualizer
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from anomalib_mixedteacher.components.pre_processing import (
     check_uncropped,
 )
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE
 
 

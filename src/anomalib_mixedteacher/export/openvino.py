@@ -22,7 +22,7 @@ from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import MAX_DROP, quality
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
-from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import with_thresholds, write_model
 from mixedteacher_edge.record import ModelRecord
 from mixedteacher_edge.thresholds import Thresholds, part_scores
