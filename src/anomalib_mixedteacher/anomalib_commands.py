@@ -22,8 +22,8 @@ from lightning import seed_everything
 
 from anomalib_mixedteacher import plugin
 from anomalib_mixedteacher.checkpoint import read_checkpoint
+from anomalib_mixedteacher.components.export_mixin import MAX_DROP
 from anomalib_mixedteacher.errors import ConfigurationError, missing_logger
-from anomalib_mixedteacher.export import MAX_DROP
 from anomalib_mixedteacher.post_processing import given_sensitivities
 from anomalib_mixedteacher.training_output import TrainingOutput, print_export, print_results
 from mixedteacher_edge.calibrate import set_thresholds

@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
+from anomalib_mixedteacher.components.export_mixin import LeanExport
 from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, AntialiasedPreProcessor, check_uncropped
 from anomalib_mixedteacher.components.training_data import (
     FeatureCache,
@@ -34,7 +35,6 @@ from anomalib_mixedteacher.components.training_data import (
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.decoding import check_bits
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.export.mixin import LeanExport
 from anomalib_mixedteacher.post_processing import F1PostProcessor, restore_post_processor
 from anomalib_mixedteacher.visualization import ImageVisualizer
 

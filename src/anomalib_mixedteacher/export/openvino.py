@@ -17,10 +17,11 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.export_mixin import MAX_DROP
 from anomalib_mixedteacher.components.tiles import Tiles
 from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
-from anomalib_mixedteacher.export import MAX_DROP, quality
+from anomalib_mixedteacher.export import quality
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
 from anomalib_mixedteacher.post_processing import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import with_thresholds, write_model
@@ -70,7 +71,7 @@ def export_openvino(
     compression: Compression,
     onnx_kwargs: dict[str, Any] | None,
 ) -> Path:
-    """Write the files of :meth:`~anomalib_mixedteacher.export.mixin.LeanExport.to_openvino`; give the path."""
+    """Write the files of :meth:`~.components.export_mixin.LeanExport.to_openvino`; give the path."""
     resize, datamodule, tiles = resize_of(module), compression.datamodule, getattr(module, "tiles", None)
     post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
     thresholds = thresholds_of(post_processor)

@@ -9,8 +9,7 @@ from torch import nn
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.upsampling import full_precision
-from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator
-from anomalib_mixedteacher.models.mkd.gradient import activations, image_gradient
+from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator, activations, image_gradient
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss
 
 NAME = "vgg"
@@ -51,7 +50,7 @@ class Cloner(nn.Module):
 
 
 def critical_maps(layers: nn.Sequential, steps: Features) -> Features:
-    """Choose the outputs of all max-poolings but the first from what :func:`~.gradient.activations` gives."""
+    """Choose the outputs of all max-poolings but the first from what :func:`~.anomaly_map.activations` gives."""
     return [y for layer, y in zip(layers, steps[1:], strict=True) if isinstance(layer, nn.MaxPool2d)][1:]
 
 

@@ -16,8 +16,9 @@ from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.components.tiles import Tiles
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.export import MAX_DROP
 
+MAX_DROP = 0.002
+"""Loss of AUROC from which a quantised model is not written, unless told otherwise."""
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 
 # get_model finds direct subclasses of AnomalibModule only: a model lists a mixin, and AnomalibModule behind it.
