@@ -17,10 +17,9 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.benchmark.evaluation import compute_metrics, count_alarms, keep, notes
 from anomalib_mixedteacher.benchmark.models import build, build_data, needs_statistics
 from anomalib_mixedteacher.benchmark.result import Calibration, Cell, KeptPredictions, Outcome, Result
-from anomalib_mixedteacher.benchmark.scores import predict
+from anomalib_mixedteacher.benchmark.scores import compute_metrics, count_alarms, keep, notes, predict
 from anomalib_mixedteacher.errors import ConfigurationError, sentence
 
 
