@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from anomalib_mixedteacher import MagneticTile, MixedTeacher
 from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summarize
 from anomalib_mixedteacher.checkpoint import load_model
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
+from anomalib_mixedteacher.components.teacher import FeatureExtractor
 from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import MixedTeacherError
 

@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from anomalib_mixedteacher import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.plan import short
 from anomalib_mixedteacher.benchmark.result import Cell
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.teacher import set_normalization_statistics
+from anomalib_mixedteacher.components.teacher import FeatureExtractor, set_normalization_statistics
 from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.plugin import MODELS, public

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
+from anomalib_mixedteacher.components.teacher import FeatureExtractor
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.msfd.upsampling import ReceptiveField, receptive_fields
 

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.distillation_model import Features
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
-from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.teacher import FeatureExtractor, Teacher
+from anomalib_mixedteacher.components.weights import initialize_weights
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 

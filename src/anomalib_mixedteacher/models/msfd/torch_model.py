@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
-from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.teacher import FeatureExtractor, Teacher
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.msfd.upsampling import receptive_fields
 

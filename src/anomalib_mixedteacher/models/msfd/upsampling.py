@@ -6,7 +6,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
+from anomalib_mixedteacher.components.teacher import FeatureExtractor
 from anomalib_mixedteacher.components.upsampling import full_precision
 from anomalib_mixedteacher.errors import ConfigurationError
 
