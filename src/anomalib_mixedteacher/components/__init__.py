@@ -1,6 +1,6 @@
 """What the models share: teachers and their weights, distances between features, maps, the recipe of training."""
 
-from .distance import normalized_distance
+from .maps import normalized_distance
 from .teacher import FeatureExtractor, Teacher
 from .weights import initialize_weights
 

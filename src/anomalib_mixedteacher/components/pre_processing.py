@@ -8,7 +8,7 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
-from anomalib_mixedteacher.components.upsampling import bilinear_resize
+from anomalib_mixedteacher.components.maps import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
-from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
+from anomalib_mixedteacher.components.maps import bilinear_resize, full_precision, gaussian_smoothing, smoothing_reach
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.tiles import Tiles, as_prediction, join_tiles, stack_predictions
-from anomalib_mixedteacher.components.upsampling import bilinear_resize, full_precision
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.tiling import STRIDE, Place, Tiling, web_profile
 

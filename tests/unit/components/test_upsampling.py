@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.components.upsampling import bilinear_resize
+from anomalib_mixedteacher.components.maps import bilinear_resize
 from anomalib_mixedteacher.models.msfd.upsampling import ReceptiveField, gaussian_upsample
 
 

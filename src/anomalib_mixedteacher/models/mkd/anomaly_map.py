@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
+from anomalib_mixedteacher.components.maps import gaussian_smoothing, smoothing_reach
 from anomalib_mixedteacher.errors import ConfigurationError
 
 PERCENTILE = 99

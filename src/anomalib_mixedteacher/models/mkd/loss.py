@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
+from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.errors import ConfigurationError
 
 SCORED = 3  # pool3, pool4, pool5: the score leaves out the shallowest of the trained layers

@@ -7,8 +7,8 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
+from anomalib_mixedteacher.components.maps import full_precision
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.components.upsampling import full_precision
 from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator, activations, image_gradient
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss
 

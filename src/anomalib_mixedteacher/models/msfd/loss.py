@@ -2,8 +2,8 @@
 
 import torch
 
-from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
+from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.errors import ConfigurationError
 
 

@@ -6,8 +6,8 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from anomalib_mixedteacher.components.maps import full_precision
 from anomalib_mixedteacher.components.teacher import FeatureExtractor
-from anomalib_mixedteacher.components.upsampling import full_precision
 from anomalib_mixedteacher.errors import ConfigurationError
 
 _LEAST_SPREAD = 1e-3  # exp(-1 / _LEAST_SPREAD) is 0 in float64: every narrower Gaussian has the same weights
