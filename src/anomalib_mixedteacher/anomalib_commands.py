@@ -41,15 +41,7 @@ Options of the trainer, of the data and of anomalib: mixedteacher {command} --he
 
 
 def main(command: str, args: Sequence[str]) -> int:
-    """Run one of anomalib's commands.
-
-    Args:
-        command: Its name.
-        args: What stands behind it.
-
-    Returns:
-        Exit status 0.
-    """
+    """Run one of anomalib's commands; the exit status is 0."""
     if {"-h", "--help"} & set(args):
         print(EXAMPLE.format(command=command, options=_model_options()))
         return 0

@@ -316,10 +316,6 @@ def restore_post_processor(module: AnomalibModule, checkpoint: dict[str, Any]) -
     export, builds a model with default ones, which such a state does not fit. And it puts the checkpoint's
     sensitivities, 0.5 unless training was given others, in the place of those that a command was given.
 
-    Args:
-        module: A model that is about to be restored.
-        checkpoint: The checkpoint; given sensitivities are put into it.
-
     Raises:
         ConfigurationError: If sensitivities are given to a model that was calibrated for a budget.
     """

@@ -88,14 +88,10 @@ def to_values(image: ImageSource, name: str, max_pixels: int | None = None, min_
 
 
 def shrink(rgb: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize an image bilinearly with antialiasing, as exported graphs do, but strip by strip.
-
-    Args:
-        rgb: Image ``(H, W, 3)``.
-        size: New height and width.
+    """Resize an image ``(H, W, 3)`` bilinearly with antialiasing, as exported graphs do, but strip by strip.
 
     Returns:
-        float32 array of the new size in ``[0, 1]``.
+        float32 array of the new height and width in ``[0, 1]``.
     """
     height, width = size
     resized = np.empty((height, width, 3), np.float32)

@@ -79,10 +79,7 @@ class DataEntry:
         return self.label or str(arguments.get("name") or of_folder or short(self.class_path))
 
     def sets(self, root: str) -> dict[str, dict[str, Any]]:
-        """Give the arguments of the datamodule of each category by its name for tables.
-
-        Args:
-            root: Folder where relative roots start.
+        """Give the arguments of the datamodule of each category, whose relative root starts at ``root``, by its name.
 
         Raises:
             DataError: If a folder is in none of the usual layouts.
@@ -176,11 +173,7 @@ def short(class_path: str) -> str:
 
 
 def folder_sets(root: Path, categories: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Find the data sets in a folder.
-
-    Args:
-        root: A folder of images, or one of such folders.
-        categories: Its subfolders to take; by default itself, or else all subfolders in one of the layouts.
+    """Find the data sets in a folder: itself or all subfolders that have one of the layouts, or some by their names.
 
     Returns:
         Arguments of Folder by category; the category of ``root`` itself is ``""``.

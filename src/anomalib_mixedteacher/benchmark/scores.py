@@ -54,9 +54,6 @@ class Predictions:
 def image_kinds(samples: pd.DataFrame) -> list[str]:
     """Name the defects of a data set's images.
 
-    Args:
-        samples: The ``samples`` of one of anomalib's data sets, whose labels of good images have many names.
-
     Returns:
         ``"good"`` for each image without a defect; else its label, or its folder's name where a Folder labels alike
         what lies in several folders.
@@ -94,10 +91,7 @@ def stack(batches: list[torch.Tensor]) -> torch.Tensor:
 
 
 def summarize(predictions: Predictions) -> dict[str, float]:
-    """Compute area under the ROC curve and average precision of images, and area under the ROC curve of pixels.
-
-    Args:
-        predictions: Raw predictions.
+    """Compute AUROC and average precision of images, and AUROC of pixels.
 
     Returns:
         ``image_AUROC``, ``image_AP`` and ``pixel_AUROC``, each in ``[0, 1]``, but for those that cannot be had.
@@ -115,9 +109,6 @@ def summarize(predictions: Predictions) -> dict[str, float]:
 def region_overlap(predictions: Predictions) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Compute the area under the per-region overlap (PRO), up to 30 % false positive pixels.
 
-    Args:
-        predictions: Raw predictions of a test set with masks.
-
     Returns:
         The area divided by its limit, in ``[0, 1]``; the curve's false positive rates, and its overlaps.
     """
@@ -128,16 +119,10 @@ def region_overlap(predictions: Predictions) -> tuple[float, torch.Tensor, torch
 
 
 def to_unit_range(scores: torch.Tensor) -> torch.Tensor:
-    """Scale raw scores to ``[0, 1]`` without changing their order.
+    """Scale finite raw scores or maps to ``[0, 1]`` in float64, without changing their order.
 
     torchmetrics takes anything beyond ``[0, 1]`` for logits and applies a sigmoid, which in float32 makes all scores
     above some 17 equal: AUROC, average precision and ROC of such scores are wrong.
-
-    Args:
-        scores: Finite scores or anomaly maps of any shape.
-
-    Returns:
-        Scores of the same shape in float64, fine enough to keep float32's differences apart.
     """
     scores = scores.double()
     low, high = scores.aminmax()
@@ -148,10 +133,6 @@ def compute_metrics(
     predictions: Predictions, calibration: Calibration
 ) -> tuple[dict[str, float], dict[str, str], dict[str, Points]]:
     """Compute what can be computed.
-
-    Args:
-        predictions: Raw predictions of a test set.
-        calibration: Thresholds in raw scores.
 
     Returns:
         Metrics; for each of :data:`METRICS` that is missing, why; and the curves. See :class:`~.result.Result`.

@@ -22,9 +22,6 @@ _LARGEST = torch.finfo(torch.float16).max
 def check_training_images(dataset: Dataset) -> dict[str, Any]:
     """Read every training image once, so that a bad one is named before the first epoch and not within it.
 
-    Args:
-        dataset: An anomalib data set.
-
     Returns:
         The number of ``images``, and the ``sha256`` of their contents, whatever their names and order; ``None`` for a
         data set that does not name files; and the ``bits`` of those with more than 8.
@@ -54,14 +51,7 @@ def _checked_digest(path: str) -> str:
 
 
 def check_masks(dataset: Any) -> None:
-    """Check that each mask has the shape of its image.
-
-    Args:
-        dataset: An anomalib data set, or ``None``.
-
-    Raises:
-        DataError: If one has another.
-    """
+    """Check that each mask of a data set, if there is one, has the shape of its image; a DataError names another."""
     samples = getattr(dataset, "samples", None)
     if samples is not None and "mask_path" in samples:
         for image, mask in zip(samples.image_path, samples.mask_path, strict=True):
@@ -72,12 +62,7 @@ def check_masks(dataset: Any) -> None:
 def check_equal_sizes(dataset: Any, option: str) -> None:
     """Check that images that come in batches have one size: anomalib would stretch them to that of the largest.
 
-    Args:
-        dataset: An anomalib data set, or ``None``.
-        option: Name of the batch size.
-
-    Raises:
-        ConfigurationError: If they have not.
+    A ConfigurationError names the option of the batch size.
     """
     samples = getattr(dataset, "samples", None)
     sizes = set() if samples is None else {image_size(path) for path in samples.image_path}
@@ -94,13 +79,7 @@ def is_deterministic(transform: Any) -> bool:
 
 
 def sample_batches(loader: DataLoader, count: int, at_once: int = 16) -> Iterator[Any]:
-    """Read images spread evenly over a loader's data set, the same on every process, in anomalib's batches.
-
-    Args:
-        loader: Loader over an anomalib data set.
-        count: How many images at most.
-        at_once: How many to a batch.
-    """
+    """Read ``count`` images spread evenly over a data set, the same on every process, in anomalib's batches."""
     length = len(loader.dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
     yield from DataLoader(Subset(loader.dataset, indices), batch_size=at_once, collate_fn=loader.collate_fn)

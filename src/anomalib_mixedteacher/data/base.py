@@ -38,13 +38,7 @@ class CheckedDataset(AnomalibDataset):
         self.samples = samples
 
     def __getitem__(self, index: int) -> ImageItem:
-        """Read one image with its mask.
-
-        Args:
-            index (int): Row of ``samples``.
-
-        Returns:
-            ImageItem: Image ``(3, H, W)`` in ``[0, 1]``, mask ``(H, W)`` of 0 and 1, label 0 (good) or 1 (defect).
+        """Read an image ``(3, H, W)`` in ``[0, 1]``, its mask ``(H, W)`` of 0 and 1, and its label, 0 (good) or 1.
 
         Raises:
             DataError: If the image or the mask cannot be read, their sizes differ, or the image is smaller than 32
@@ -73,20 +67,13 @@ class CheckedDataset(AnomalibDataset):
 
 
 def load_mask(path: str | Path, size: tuple[int, int]) -> Mask:
-    """Read a mask; a pixel belongs to the defect from half of full scale (128 of 255) on.
+    """Read a mask ``(H, W)``, uint8 of 0 and 1; a pixel belongs to the defect from half of full scale (128 of 255) on.
 
     anomalib's ``read_mask`` counts every value above 0, which widens a mask whose edges were smoothed: by half on the
     cracks of the magnetic tiles.
 
-    Args:
-        path (str | Path): Mask file.
-        size (tuple[int, int]): Height and width of the image, in pixels.
-
-    Returns:
-        Mask: Mask of shape ``(H, W)``, uint8, each value 0 or 1.
-
     Raises:
-        DataError: If the file cannot be decoded or differs in size from the image.
+        DataError: If the file cannot be decoded or differs from ``size``, the image's height and width.
     """
     try:
         with any_size(), Image.open(path) as file:
@@ -218,12 +205,6 @@ def folder_in_progress(target: Path) -> Iterator[Path]:
     """Give a folder that becomes the target in one step when everything in it is written.
 
     An interrupted process leaves no half-written target, and of several processes the first to finish provides it.
-
-    Args:
-        target (Path): The final folder.
-
-    Yields:
-        Path: The folder to write to.
 
     Raises:
         DataError: If it cannot be written.

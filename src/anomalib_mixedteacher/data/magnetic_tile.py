@@ -144,9 +144,6 @@ class MagneticTile(CheckedDataModule):
 def make_magnetic_tile_dataset(root: Path) -> pd.DataFrame:
     """List all shots below the data set's folder, in an order that no file system decides.
 
-    Args:
-        root (Path): Folder that holds ``MT_Free/Imgs``, ``MT_Crack/Imgs`` and so on (in any letter case).
-
     Returns:
         pd.DataFrame: One row per shot, sorted by id: ``image_path``, ``label`` (``good`` or the kind of defect),
             ``mask_path`` (empty for good shots) and ``group``.
@@ -181,17 +178,7 @@ def make_magnetic_tile_dataset(root: Path) -> pd.DataFrame:
 
 
 def shot_id(path: Path) -> int:
-    """Read the id from a file name.
-
-    Args:
-        path (Path): Image file, ``exp<k>_num_<id>.jpg``.
-
-    Returns:
-        int: The id; those of one tile's shots lie close together.
-
-    Raises:
-        DataError: If the name has no id.
-    """
+    """Read the id from a file name; those of one tile's shots lie close together."""
     match = _NAME.fullmatch(path.stem)
     if match is None:
         msg = f"The image {path} is not named exp<k>_num_<id>.jpg, so its tile is unknown: rename or remove it."
@@ -200,14 +187,7 @@ def shot_id(path: Path) -> int:
 
 
 def group_shots(ids: Sequence[int]) -> list[int]:
-    """Number the groups of shots that may show one tile.
-
-    Args:
-        ids (Sequence[int]): Ids of all shots, ascending.
-
-    Returns:
-        list[int]: Group of each shot, counted from 0.
-    """
+    """Number the groups of shots that may show one tile, from 0, given the ids of all shots, ascending."""
     runs = [run.tolist() for run in np.split(np.array(ids, int), np.flatnonzero(np.diff(ids) > _GAP) + 1)]
     groups: list[list[int]] = []
     for run in runs:
@@ -229,13 +209,7 @@ def group_shots(ids: Sequence[int]) -> list[int]:
 def hold_out(samples: pd.DataFrame, ratio: float, seed: int) -> set[int]:
     """Choose whole groups, kind by kind, that hold about the given share of the images.
 
-    Args:
-        samples (pd.DataFrame): Shots with the columns ``group`` and ``label``.
-        ratio (float): Share of the images to hold out, above 0 and below 1.
-        seed (int): Seed of the choice.
-
-    Returns:
-        set[int]: The groups held out. Of a kind with two groups or more, at least one is held out and one is left.
+    Of a kind with two groups or more, at least one is held out and one is left.
     """
     count = samples.label.value_counts()
     sizes: dict[str, list[tuple[int, int]]] = {}

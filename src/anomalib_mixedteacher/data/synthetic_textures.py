@@ -133,18 +133,10 @@ def cache_folder() -> Path:
 
 
 def render(category: str, image_size: int, seed: int, split: str, label: str, index: int) -> tuple[Array, BoolArray]:
-    """Draw one image; it depends on the arguments alone, not on how many images are drawn.
+    """Draw one image ``(H, W, 3)`` in ``[0, 1]`` and the mask ``(H, W)`` of its defect.
 
-    Args:
-        category (str): Name of the texture family.
-        image_size (int): Side in pixels.
-        seed (int): Seed, 0 or more.
-        split (str): ``"train"`` or ``"test"``.
-        label (str): Kind of defect, or ``"good"``.
-        index (int): Number of the image within its split and kind.
-
-    Returns:
-        tuple[Array, BoolArray]: Image ``(H, W, 3)`` in ``[0, 1]`` and mask ``(H, W)`` of its defect.
+    It depends on the arguments alone, not on how many images are drawn: the split is ``"train"`` or ``"test"``, the
+    label a kind of defect or ``"good"``, the index the image's number within its split and kind.
     """
     family = zlib.crc32(category.encode())
     # Python's own hash of a string changes from process to process.

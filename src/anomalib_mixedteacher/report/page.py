@@ -30,14 +30,11 @@ _PRAISE = {
 
 
 def render(run: Run, images: int | None = None) -> str:
-    """Write a run's report.
+    """Write a run's report, an HTML page that needs no other file and no network.
 
     Args:
         run: The run.
         images: Images of each part of the gallery for each data set; chosen by their total number by default.
-
-    Returns:
-        The HTML page, which needs no other file and no network.
     """
     styles = plots.styles(run.models)
     number = images_by_default(len(run.models), len(run.data_sets)) if images is None else images
@@ -144,14 +141,7 @@ def _histogram(kept: Kept, model: str) -> dict[str, Any]:
 
 
 def verdict(run: Run) -> dict[str, str]:
-    """Say in a few sentences which model is best, how it does at its threshold, and which one is fastest.
-
-    Args:
-        run: The run.
-
-    Returns:
-        Sentences by a heading of a word or two.
-    """
+    """Say by heading which model is best, how it does at its threshold, and which one is fastest."""
     done, failed, waiting = len(run.results), len(run.failures), len(run.waiting)
     said = {
         "Incomplete": f"{done} of {len(run.cells)} trainings finished, {failed} failed, {waiting} are still to come."
