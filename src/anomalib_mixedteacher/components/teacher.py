@@ -134,10 +134,7 @@ class Teacher(FeatureExtractor):
         return super().train(False)
 
     def load(self, source: str) -> None:
-        """Load weights.
-
-        Args:
-            source: See :func:`~anomalib_mixedteacher.components.weights.load_weights`.
+        """Load weights from a source; see :func:`~anomalib_mixedteacher.components.weights.load_weights`.
 
         Raises:
             WeightsError: If they cannot be found, read or matched to the backbone.

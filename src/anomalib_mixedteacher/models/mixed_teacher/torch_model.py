@@ -75,16 +75,8 @@ def _shortcut(entering: int, leaving: int) -> nn.Module:
 class MixedTeacherModel(StandardizedMapModel):
     """Two frozen teachers, ResNet-18 (maps pooled 2 x 2) and an EfficientNet, and what imitates them on good images.
 
-    Args:
-        architecture: ``"paper"``: EfficientNet-b0 and two students, the reduced ResNet and an EfficientNet-b0.
-            ``"fast"`` (ours): EfficientNet-Lite0 and one reduced ResNet of half the width with a head per map.
-        resnet_layers: Layers of the ResNet-18 teacher, of 1, 2, 3.
-        efficientnet: timm name of the second teacher; the architecture's own by default.
-        efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6; 4 has stride 16, 6 has stride 32.
-        fusion: See :class:`AnomalyMapGenerator`.
-        sigma: See :class:`AnomalyMapGenerator`.
-        tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
-        standardize: Likewise.
+    ``"paper"`` has two students, the reduced ResNet and an EfficientNet-b0; ``"fast"`` (ours) has one reduced ResNet of
+    half the width with a head per map. Arguments are those of :class:`~anomalib_mixedteacher.MixedTeacher`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices.

@@ -83,10 +83,6 @@ class MkdLoss(DistillationLoss):
     def score_gradients(self, teacher: Features, student: Features) -> tuple[Features, Features]:
         """Differentiate :meth:`score` with respect to the feature maps, without autograd.
 
-        Args:
-            teacher: See :meth:`per_image`.
-            student: See :meth:`per_image`.
-
         Returns:
             Derivatives with respect to the expert's and the cloner's last three maps, each of its map's shape.
         """

@@ -57,9 +57,7 @@ def critical_maps(layers: nn.Sequential, steps: Features) -> Features:
 class MkdModel(DistillationModel):
     """A frozen VGG-16, its cloner, and the gradient of their difference with respect to the image.
 
-    Args:
-        direction_weight: See :class:`MkdLoss`.
-        sigma: See :class:`AnomalyMapGenerator`.
+    Arguments are those of :class:`~anomalib_mixedteacher.Mkd`.
 
     Attributes:
         loss: The loss, which is the score too.
@@ -81,13 +79,7 @@ class MkdModel(DistillationModel):
     def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
         """Compute predictions in float32, whatever the precision of training: the gradient would be rounded.
 
-        Args:
-            teacher: Unused: what is to be differentiated has to be computed with all that lies between.
-            student: Unused.
-            images: Normalised images of shape ``(B, 3, H, W)``.
-
-        Returns:
-            See :class:`DistillationModel`.
+        The features are not used: what is to be differentiated has to be computed with all that lies between.
 
         Raises:
             ConfigurationError: If the images are too small, or the direction weight is not known yet.

@@ -31,9 +31,6 @@ def combined_distance(teacher: torch.Tensor, student: torch.Tensor, cosine_weigh
 class MsfdLoss(DistillationLoss):
     """Mean :func:`combined_distance` over positions, then over levels and batch; without weights of the levels (ours).
 
-    Args:
-        cosine_weight: See :func:`combined_distance`.
-
     Raises:
         ConfigurationError: If the weight is not in ``[0, 1]``.
     """
