@@ -12,7 +12,7 @@ export MALLOC_TOP_PAD_ = 500000000
 .PHONY: demo test lint format docs tables teachers clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m anomalib_mixedteacher.demo --output demo
+	$(BIN)/python benchmarks/demo.py --output demo
 
 # Two files of tests at a time, each on one core: training tiny models gains little from a second one.
 test: lint

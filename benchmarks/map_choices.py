@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.benchmark.scores import Predictions, region_overlap, summarize
-from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
+from anomalib_mixedteacher.components.maps import gaussian_smoothing
 from teachers import restore
 
 SIZE = (64, 64)

@@ -30,10 +30,10 @@ from safetensors.torch import save_file
 
 from anomalib_mixedteacher import MagneticTile, MixedTeacher
 from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summarize
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
+from anomalib_mixedteacher.checkpoint import load_model
+from anomalib_mixedteacher.components.teacher import FeatureExtractor
 from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import MixedTeacherError
-from anomalib_mixedteacher.models.restore import load_model
 
 OTHERS = {"fabric_01": "fabric/fabric_01", "fabric_03": "fabric/fabric_03", "commutator": "commutator"}
 OTHERS |= {"magnetic_tile": "magnetic_tile"}

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from anomalib_mixedteacher.benchmark.models import build, build_data
 from anomalib_mixedteacher.benchmark.result import Cell
-from anomalib_mixedteacher.components.distance import normalized_distance
+from anomalib_mixedteacher.components.maps import normalized_distance
 from anomalib_mixedteacher.components.teacher import set_normalization_statistics
 from common import first_cells, machine, table
 

@@ -26,33 +26,15 @@ TRIGGERS = {
 }  # module -> function of the plugin
 
 
-class _Registration:
-    """Calls the plugin behind a trigger, but not while a module of the package is being executed.
+class _Loader:
+    """A module's own loader, which then calls what is due of the plugin.
 
-    That one may be what imported the trigger, and the plugin may need it: it is not complete yet.
+    But not while a module of the package is being executed: that one may be what imported the trigger, and the plugin
+    may need it: it is not complete yet.
     """
 
     due: "tuple[str, ...]" = ()
-    executing = 0
-
-    @classmethod
-    def attempt(cls) -> None:
-        if not cls.due or cls.executing:
-            return
-        due, cls.due = cls.due, ()
-        try:
-            from anomalib_mixedteacher import plugin
-
-            for function in due:
-                getattr(plugin, function)()
-        except Exception as error:
-            import warnings
-
-            warnings.warn(f"anomalib-mixedteacher could not register its models: {error!r}", stacklevel=2)
-
-
-class _Loader:
-    """A module's own loader, with the registration behind it."""
+    executing = 0  # modules of the package
 
     def __init__(self, loader: "Any") -> None:
         self._loader = loader
@@ -60,25 +42,30 @@ class _Loader:
     def __getattr__(self, name: str) -> "Any":
         return getattr(self._loader, name)
 
-    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
-        return self._loader.create_module(spec)
-
-
-class _TriggerLoader(_Loader):
     def exec_module(self, module: "ModuleType") -> None:
-        self._loader.exec_module(module)
-        _Registration.due += (TRIGGERS[module.__name__],)
-        _Registration.attempt()
-
-
-class _PackageLoader(_Loader):
-    def exec_module(self, module: "ModuleType") -> None:
-        _Registration.executing += 1
+        is_trigger = module.__name__ in TRIGGERS
+        _Loader.executing += not is_trigger
         try:
             self._loader.exec_module(module)
         finally:
-            _Registration.executing -= 1
-        _Registration.attempt()
+            _Loader.executing -= not is_trigger
+        if is_trigger:
+            _Loader.due += (TRIGGERS[module.__name__],)
+        if _Loader.due and not _Loader.executing:
+            due, _Loader.due = _Loader.due, ()
+            _call_plugin(due)
+
+
+def _call_plugin(functions: "tuple[str, ...]") -> None:
+    try:
+        from anomalib_mixedteacher import plugin
+
+        for function in functions:
+            getattr(plugin, function)()
+    except Exception as error:
+        import warnings
+
+        warnings.warn(f"anomalib-mixedteacher could not register its models: {error!r}", stacklevel=2)
 
 
 class _Finder:
@@ -86,15 +73,11 @@ class _Finder:
 
     @staticmethod
     def find_spec(name: str, path: "Any" = None, target: "Any" = None) -> "ModuleSpec | None":
-        if name in TRIGGERS:
-            wrapper: type[_Loader] = _TriggerLoader
-        elif name.partition(".")[0] == PACKAGE:
-            wrapper = _PackageLoader
-        else:
+        if name not in TRIGGERS and name.partition(".")[0] != PACKAGE:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = wrapper(spec.loader)  # type: ignore[assignment]
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 

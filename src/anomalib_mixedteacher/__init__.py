@@ -10,7 +10,7 @@ __version__ = "0.5.0"
 if TYPE_CHECKING:
     from anomalib_mixedteacher.data import Elpv, MagneticTile, OneClass, SyntheticTextures
     from anomalib_mixedteacher.models import MixedTeacher, Mkd, Msfd
-    from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+    from anomalib_mixedteacher.post_processing import NormalCalibratedPostProcessor
 
 __all__ = [
     "Elpv",

@@ -21,10 +21,10 @@ from jsonargparse import ArgumentParser
 from lightning import seed_everything
 
 from anomalib_mixedteacher import plugin
+from anomalib_mixedteacher.checkpoint import read_checkpoint
+from anomalib_mixedteacher.components.export_mixin import MAX_DROP
 from anomalib_mixedteacher.errors import ConfigurationError, missing_logger
-from anomalib_mixedteacher.export import MAX_DROP
-from anomalib_mixedteacher.models.restore import read_checkpoint
-from anomalib_mixedteacher.post_processing.restore import given_sensitivities
+from anomalib_mixedteacher.post_processing import given_sensitivities
 from anomalib_mixedteacher.training_output import TrainingOutput, print_export, print_results
 from mixedteacher_edge.calibrate import set_thresholds
 
@@ -41,15 +41,7 @@ Options of the trainer, of the data and of anomalib: mixedteacher {command} --he
 
 
 def main(command: str, args: Sequence[str]) -> int:
-    """Run one of anomalib's commands.
-
-    Args:
-        command: Its name.
-        args: What stands behind it.
-
-    Returns:
-        Exit status 0.
-    """
+    """Run one of anomalib's commands; the exit status is 0."""
     if {"-h", "--help"} & set(args):
         print(EXAMPLE.format(command=command, options=_model_options()))
         return 0
@@ -76,23 +68,11 @@ def _model_options() -> str:
     return "\n".join(lines)
 
 
-class _Once(logging.Filter):
-    """Lets each message through once: anomalib repeats its advice in every epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in self.seen
-        self.seen.add(record.getMessage())
-        return new
-
-
 def _configure_logging() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    first: dict[str, logging.LogRecord] = {}  # by message: anomalib repeats its advice in every epoch
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_Once())
+        handler.addFilter(lambda record: first.setdefault(record.getMessage(), record) is record)
     for name in ("lightning.pytorch", "lightning_fabric"):  # they have handlers of their own
         logging.getLogger(name).setLevel(logging.ERROR)
 

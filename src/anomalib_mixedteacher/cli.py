@@ -24,9 +24,6 @@ mixedteacher COMMAND --help lists a command's options; predict MODEL.xml --help 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Args:
-        args: Arguments without the program's name; ``sys.argv`` by default.
-
     Returns:
         Exit status: 0, or 1 after an error that the user can mend, or 2 for a wrong command line, or 3 for a defect if
         ``predict --fail-on-defect`` found one.
@@ -88,7 +85,7 @@ def _run(command: str, args: list[str]) -> int:
 
 
 def _calibrate_checkpoint(*arguments: Any) -> Any:
-    from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint  # imports torch
+    from anomalib_mixedteacher.checkpoint import calibrate_checkpoint  # imports torch
 
     return calibrate_checkpoint(*arguments)
 

@@ -10,23 +10,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, MIN_SIDE, ORIENTATION, any_size, check_size, setting, to_rgb
+from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, ORIENTATION, any_size, setting, to_rgb
 
 logger = logging.getLogger(__name__)
-
-__all__ = [
-    "BITS",
-    "DECODE_ERRORS",
-    "MIN_SIDE",
-    "check_bits",
-    "check_image",
-    "check_mask",
-    "check_size",
-    "image_size",
-    "read_image",
-    "setting",
-    "to_rgb",
-]
 
 
 def read_image(path: str | Path, as_tensor: bool = False) -> Any:

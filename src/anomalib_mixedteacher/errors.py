@@ -7,26 +7,11 @@ import re
 import traceback
 from importlib.util import find_spec
 
-from mixedteacher_edge.errors import (
-    CalibrationError,
-    ConfigurationError,
-    DataError,
-    ExportedModelError,
-    MixedTeacherError,
-)
-
-__all__ = [
-    "CalibrationError",
-    "ConfigurationError",
-    "DataError",
-    "ExportedModelError",
-    "MixedTeacherError",
-    "QuantizationError",
-    "TeacherNotLoadedError",
-    "WeightsError",
-    "missing_logger",
-    "sentence",
-]
+from mixedteacher_edge.errors import CalibrationError as CalibrationError
+from mixedteacher_edge.errors import ConfigurationError as ConfigurationError
+from mixedteacher_edge.errors import DataError as DataError
+from mixedteacher_edge.errors import ExportedModelError as ExportedModelError
+from mixedteacher_edge.errors import MixedTeacherError as MixedTeacherError
 
 _LOGGERS = {"TensorBoard": "tensorboard", "MLFlow": "mlflow", "Wandb": "wandb", "Comet": "comet_ml"}
 

@@ -16,7 +16,7 @@ MODELS = {
     "Mkd": "models.mkd.lightning_model",
     "Msfd": "models.msfd.lightning_model",
 }
-COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing.post_processor"}
+COMPONENTS = {"NormalCalibratedPostProcessor": "post_processing"}
 DATAMODULES = {
     "Elpv": "data.elpv",
     "MagneticTile": "data.magnetic_tile",
@@ -72,11 +72,7 @@ def read_sixteen_bits() -> None:
     def read_image(*args: Any, **kwargs: Any) -> Any:
         return import_module(f"{__package__}.decoding").read_image(*args, **kwargs)
 
-    _replace(theirs, read_image if current is theirs else current)
-
-
-def _replace(theirs: Any, ours: Any) -> None:
-    """Put a function in another one's place in every module of anomalib's that has it."""
+    ours = read_image if current is theirs else current
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "anomalib" and getattr(module, ours.__name__, None) is theirs:
-            setattr(module, ours.__name__, ours)
+        if name.partition(".")[0] == "anomalib" and getattr(module, "read_image", None) is theirs:
+            module.__dict__["read_image"] = ours

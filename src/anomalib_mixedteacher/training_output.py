@@ -14,11 +14,7 @@ _REFRESH = 0.2 if sys.stderr.isatty() else 60.0  # seconds
 
 
 class TrainingOutput(Callback):
-    """Says what is trained, and shows one bar over all steps, with the time left, in place of one for each epoch.
-
-    Args:
-        bar: Whether to show the bar.
-    """
+    """Says what is trained, and shows one bar over all steps, with the time left, in place of one for each epoch."""
 
     def __init__(self, bar: bool = True) -> None:
         self._shows_bar = bar
@@ -66,13 +62,7 @@ class TrainingOutput(Callback):
 
 
 def print_results(model: AnomalibModule, results: Mapping[str, float], checkpoint: str | None) -> None:
-    """Print what a training gave, and what to do with it.
-
-    Args:
-        model: The trained model.
-        results: Metrics of the test; empty without test images.
-        checkpoint: The file that holds the model, if one was written.
-    """
+    """Print what a training gave, whose results are empty without test images, and what to do with it."""
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results.items())
     print(f"test: {figures or 'no test images'}")
     post_processor: Any = model.post_processor

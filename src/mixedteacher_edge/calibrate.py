@@ -78,18 +78,9 @@ def calibrate_export(
 
 
 def set_thresholds(model: Path, output: Path, image: float | None = None, pixel: float | None = None) -> Thresholds:
-    """Set an exported OpenVINO model's thresholds by hand, and write it anew.
+    """Set an exported OpenVINO model's raw thresholds by hand, its own by default, and write it anew, in place or not.
 
     Where the model was calibrated on good images, its p-values and its scale's 0.25 stay; a budget is promised no more.
-
-    Args:
-        model: The ``.xml`` file that this package exported.
-        output: The ``.xml`` file to write, with its record; it may be ``model``.
-        image: Raw score from which on an image is an alarm, as the record gives it; the model's own by default.
-        pixel: Raw value of the map from which on a pixel is marked; the model's own by default.
-
-    Returns:
-        The thresholds.
 
     Raises:
         CalibrationError: If the output cannot be written.

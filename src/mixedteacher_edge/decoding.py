@@ -28,6 +28,7 @@ _STRIP = 2**22  # pixels that are converted at a time
 ORIENTATION, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 0x0112, 258, 339  # tags of EXIF and TIFF
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
+Named: TypeAlias = tuple[str, ImageSource]
 RGB: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
@@ -87,14 +88,10 @@ def to_values(image: ImageSource, name: str, max_pixels: int | None = None, min_
 
 
 def shrink(rgb: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize an image bilinearly with antialiasing, as exported graphs do, but strip by strip.
-
-    Args:
-        rgb: Image ``(H, W, 3)``.
-        size: New height and width.
+    """Resize an image ``(H, W, 3)`` bilinearly with antialiasing, as exported graphs do, but strip by strip.
 
     Returns:
-        float32 array of the new size in ``[0, 1]``.
+        float32 array of the new height and width in ``[0, 1]``.
     """
     height, width = size
     resized = np.empty((height, width, 3), np.float32)

@@ -15,10 +15,10 @@ import openvino
 from numpy.typing import NDArray
 
 from mixedteacher_edge import graph as graphs
-from mixedteacher_edge.decoding import ImageSource, image_name, to_rgb
+from mixedteacher_edge.decoding import ImageSource, Named, image_name, to_rgb
 from mixedteacher_edge.errors import ConfigurationError, DataError, ExportedModelError
 from mixedteacher_edge.record import ModelRecord, check_files, read_record
-from mixedteacher_edge.runner import Named, Outputs
+from mixedteacher_edge.runner import Outputs
 from mixedteacher_edge.tiled import TiledRunner, make_runner
 
 HINTS = ("LATENCY", "THROUGHPUT")
@@ -138,16 +138,6 @@ class EdgeDetector:
         how = {"device": device, "properties": properties, "cache": cached, "read": self.read}
         self.runner = make_runner(core, graph, self.record, max_pixels, **how)
         self._threshold = threshold
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels that the record names or the input is fixed to; ``None`` if neither does.
-
-        It is ``None`` too where images are cut into tiles.
-        """
-        if isinstance(self.runner, TiledRunner):
-            return None
-        return (self.record.image_size if self.record else None) or self.runner.fixed_size
 
     def predict(self, image: ImageSource) -> Prediction:
         """Judge one image.

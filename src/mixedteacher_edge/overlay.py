@@ -52,15 +52,7 @@ class OverlayFolder:
         self._used: set[str] = set()
 
     def write(self, name: str, image: ImageSource, prediction: Prediction) -> Path:
-        """Draw one image's heat map and write it.
-
-        Args:
-            name: Name or path of the image. Where names collide, a number is added.
-            image: The image, as the detector took it.
-            prediction: What the detector says of it.
-
-        Returns:
-            Where it was written.
+        """Draw one image's heat map and write it; where names collide, a number is added.
 
         Raises:
             DataError: If the image cannot be read any more, or the heat map cannot be written.
@@ -127,13 +119,7 @@ def strips(rgb: RGB, prediction: Prediction) -> Iterator[NDArray[np.uint8]]:
 
 
 def write_png(file: BinaryIO, size: tuple[int, int], rgb: Iterable[NDArray[np.uint8]]) -> None:
-    """Write an RGB image that comes in strips ``(h, W, 3)``; Pillow would take another four bytes for each pixel.
-
-    Args:
-        file: The file.
-        size: Height and width.
-        rgb: The strips, from above.
-    """
+    """Write an RGB image that comes in strips ``(h, W, 3)``; Pillow would take another four bytes for each pixel."""
 
     def chunk(kind: bytes, content: bytes) -> None:
         file.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))

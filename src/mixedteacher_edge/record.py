@@ -82,11 +82,7 @@ def read_record(model: Path) -> ModelRecord | None:
             msg = f"{path} was written by another version of this package: update the package, or export again."
             raise ExportedModelError(msg)
         values = {entry.name: content[entry.name] for entry in fields(ModelRecord) if entry.name in content}
-        if values.get("image_size") is not None:
-            height, width = values["image_size"]
-            values["image_size"] = (int(height), int(width))
-        if values.get("profile") is not None:
-            values["profile"] = tuple(map(float, values["profile"]))
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         if values.get("thresholds") is not None:
             values["thresholds"] = Thresholds.read(values["thresholds"])
         return ModelRecord(**values | {"files": dict(values["files"])})
@@ -99,12 +95,9 @@ def check_files(record: ModelRecord, model: Path) -> None:
     """Check that the files of an ``.xml`` file are those that its record was written for.
 
     Raises:
-        ExportedModelError: If one is missing or is not the recorded one.
+        ExportedModelError: If one is not the recorded one.
     """
     for file in (model, model.with_suffix(".bin")):
-        if not file.exists():
-            msg = f"The model's file {file} is missing: {AGAIN}."
-            raise ExportedModelError(msg)
         if sha256(file) != record.files.get(file.name):
             msg = f"{file} is not the file that {record_path(model).name} was written for, or it is damaged: {AGAIN}."
             raise ExportedModelError(msg)

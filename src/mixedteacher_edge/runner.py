@@ -17,14 +17,13 @@ import openvino
 from numpy.typing import NDArray
 
 from mixedteacher_edge import graph as graphs
-from mixedteacher_edge.decoding import RGB, ImageSource, shrink, to_rgb
+from mixedteacher_edge.decoding import RGB, ImageSource, Named, shrink, to_rgb
 from mixedteacher_edge.errors import DataError
 
 CACHED_SIZES = 64  # OpenVINO keeps something of every size of images: 5,000 by default, a megabyte each
 LARGE = 2**22  # pixels from which an image is resized before the graph, which takes 50 bytes for each
 _SETTLED = 0.05  # seconds after which OpenVINO's threads rest
 
-Named: TypeAlias = tuple[str, ImageSource]
 Unusable: TypeAlias = tuple[str, DataError]
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 Outcome: TypeAlias = tuple[str, Outputs | DataError]

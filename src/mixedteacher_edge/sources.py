@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from mixedteacher_edge.decoding import ImageSource, pages, read_page
+from mixedteacher_edge.decoding import Named, pages, read_page
 from mixedteacher_edge.errors import DataError
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -15,8 +15,6 @@ VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".w
 CAMERA = "camera:"
 RETRIES = (1, 2, 4, 8, 15)
 """Seconds to wait before each attempt to reach a lost camera of the network again."""
-
-Named: TypeAlias = tuple[str, ImageSource]
 
 
 def open_sources(sources: Sequence[str]) -> Iterator[Named]:

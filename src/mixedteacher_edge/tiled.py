@@ -32,16 +32,7 @@ _NOWHERE = Place(0, 0, 0, 0)  # of an image without tiles
 
 
 class TiledRunner(ImageRunner):
-    """Runs a graph over the tiles of images and joins their maps. It may be used from several threads.
-
-    Args:
-        core: OpenVINO.
-        graph: Graph of this package's for one tile, with its verdict.
-        tiling: How images are cut.
-        profile: See :class:`~.tiling.Mosaic`.
-        max_pixels: Most pixels that a file may have.
-        kwargs: Further arguments of :class:`ImageRunner`.
-    """
+    """Runs a graph for one tile over the tiles of images and joins their maps. It may be used from several threads."""
 
     def __init__(
         self,

@@ -109,14 +109,11 @@ def pixels(length: int, start: int, count: int) -> slice | NDArray[np.intp]:
 
 
 def cut(blocks: Iterable[NDArray[Any]], tiling: Tiling) -> Iterator[tuple[Place, NDArray[Any]]]:
-    """Cut an image into tiles, row by row from the left; its lines are kept only until their tiles are cut.
-
-    Args:
-        blocks: The image from above, as one array ``(H, W, C)`` or in blocks of lines.
-        tiling: How to cut.
+    """Cut an image ``(H, W, C)``, or blocks of its lines from above, into tiles, row by row from the left.
 
     Yields:
-        Place and pixels ``(size, size, C)`` of each tile. Those of a row come as soon as its last line has come.
+        Place and pixels ``(size, size, C)`` of each tile. Those of a row come as soon as its last line has come, and
+        lines are kept only until then.
     """
     kept: list[NDArray[Any]] = []
     first, count, due = 0, 0, 0  # the first line that is kept, how many are, and where the next row of tiles begins
@@ -188,17 +185,10 @@ class Mosaic:
 
 
 def web_profile(maps: Iterable[NDArray[np.float32]], tiling: Tiling) -> NDArray[np.float32]:
-    """Give what the maps of good images reach at each position across a web.
+    """Give what the maps ``(H / 4, W / 4)`` of good images reach at each position across a web: ``(W / 4,)``, positive.
 
     It is the 99th percentile of a column's values, or that of the highest column within an overlap on either side,
     since webs wander; the profile's median at least.
-
-    Args:
-        maps: Joined maps ``(H / 4, W / 4)`` of good images of one width.
-        tiling: How they were cut.
-
-    Returns:
-        Profile ``(W / 4,)``, positive.
     """
     some = [lines[:: -(-len(lines) // _LINES)] for lines in maps]
     levels = np.quantile(np.concatenate(some), _LEVEL, axis=0)

@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from anomalib_mixedteacher import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.checkpoint import calibrate_checkpoint
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from anomalib_mixedteacher.post_processing.checkpoint import calibrate_checkpoint
 from mixedteacher_edge import EdgeDetector, LineScan
 from mixedteacher_edge.calibrate import calibrate_export
 from mixedteacher_edge.record import read_record

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_mixedteacher.decoding import check_bits, check_image, check_mask, read_image, to_rgb
+from anomalib_mixedteacher.decoding import check_bits, check_image, check_mask, read_image
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import to_rgb
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (40, 50, 3), np.uint8)

@@ -1,15 +1,24 @@
 """The demo goes from nothing to an exported model, and says what it found."""
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-from anomalib_mixedteacher import SyntheticTextures, demo
+from anomalib_mixedteacher import SyntheticTextures
 from mixedteacher_edge import EdgeDetector
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 
-def test_trains_exports_and_judges(tmp_path, monkeypatch, capsys):
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("demo")
+
+
+def test_trains_exports_and_judges(demo, tmp_path, monkeypatch, capsys):
     arguments = f"demo --output {tmp_path} --epochs 2 --images 6 --image-size 64 --category grid"
     monkeypatch.setattr("sys.argv", arguments.split())
     assert demo.main() == 0
@@ -26,7 +35,7 @@ def test_trains_exports_and_judges(tmp_path, monkeypatch, capsys):
     assert len(list(Path(printed["heat maps"]).glob("*/*.png"))) == len(samples)
 
 
-def test_no_epochs_are_refused(monkeypatch, capsys):
+def test_no_epochs_are_refused(demo, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["demo", "--epochs", "0"])
     with pytest.raises(SystemExit):
         demo.main()

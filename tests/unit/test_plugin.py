@@ -63,7 +63,7 @@ def test_a_data_loaders_own_process_reads_sixteen_bits(tmp_path):
 
 @pytest.mark.parametrize(
     "first",
-    ["components.smoothing", "data", "models", "benchmark.training"],
+    ["components.maps", "data", "models", "benchmark.training"],
 )
 def test_any_part_can_be_imported_first(first):
     result = python(

@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from anomalib_mixedteacher import NormalCalibratedPostProcessor
 from anomalib_mixedteacher.benchmark.plan import short
 from anomalib_mixedteacher.benchmark.result import Cell
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.teacher import set_normalization_statistics
+from anomalib_mixedteacher.components.teacher import FeatureExtractor, set_normalization_statistics
 from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import ConfigurationError, MixedTeacherError
 from anomalib_mixedteacher.plugin import MODELS, public
@@ -166,15 +165,9 @@ class _PeerTeacher(Callback):
 
 
 def load_peer_teacher(model: AnomalibModule, source: str, images: torch.Tensor) -> None:
-    """Give a peer's frozen backbone this package's teacher weights.
+    """Give the frozen backbone of a ``Stfpm`` or ``Patchcore`` this package's teacher weights.
 
-    Args:
-        model: A ``Stfpm`` or ``Patchcore``.
-        source: As ``teacher_weights`` of this package's models.
-        images: Normalised good images of shape ``(B, 3, H, W)``; set the statistics of ``random`` teachers.
-
-    Raises:
-        WeightsError: If the weights cannot be found, read or matched.
+    Normalised good images ``(B, 3, H, W)`` set the statistics of random ones.
     """
     extractor: Any = model.model.teacher_model if isinstance(model, Stfpm) else model.model.feature_extractor
     net = extractor.feature_extractor

@@ -1,6 +1,7 @@
 """What a benchmark compares: models, data sets and seeds; configs/benchmark and docs/benchmark.md have examples."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,8 @@ from typing import Any
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from anomalib_mixedteacher.benchmark.folders import folder_sets
 from anomalib_mixedteacher.benchmark.result import Cell
-from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.errors import ConfigurationError, DataError
 from anomalib_mixedteacher.plugin import MODELS
 
 # anomalib's example configurations: batch 32 for most models; EfficientAd takes single images
@@ -79,10 +79,7 @@ class DataEntry:
         return self.label or str(arguments.get("name") or of_folder or short(self.class_path))
 
     def sets(self, root: str) -> dict[str, dict[str, Any]]:
-        """Give the arguments of the datamodule of each category by its name for tables.
-
-        Args:
-            root: Folder where relative roots start.
+        """Give the arguments of the datamodule of each category, whose relative root starts at ``root``, by its name.
 
         Raises:
             DataError: If a folder is in none of the usual layouts.
@@ -173,3 +170,43 @@ class Plan:
 def short(class_path: str) -> str:
     """Give the name of a class without its package."""
     return class_path.rpartition(".")[2]
+
+
+def folder_sets(root: Path, categories: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Find the data sets in a folder: itself or all subfolders that have one of the layouts, or some by their names.
+
+    Returns:
+        Arguments of Folder by category; the category of ``root`` itself is ``""``.
+
+    Raises:
+        DataError: If a folder is in none of the layouts, or has masks of some kinds of defect only.
+    """
+    if categories is None and (arguments := _arguments(root)):
+        return {"": arguments}
+    found = {name: _arguments(root / name) for name in categories or sorted(path.name for path in root.glob("[!.]*/"))}
+    found = {name: arguments for name, arguments in found.items() if arguments or categories}
+    if not found or not all(found.values()):
+        place = next((root / name for name, arguments in found.items() if not arguments), root)
+        msg = f"{place} has no good images where they are looked for: put them into good (and defects into bad, "
+        msg += "masks into mask), or into train/good, test/KIND and ground_truth/KIND as MVTec AD has them."
+        raise DataError(msg)
+    return found
+
+
+def _arguments(root: Path) -> dict[str, Any]:
+    """Give Folder's arguments, empty where the layout is another one."""
+    places: dict[str, Any] = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "mask"}
+    if (root / "train" / "good").is_dir():
+        kinds = sorted(path.name for path in root.glob("test/[!.]*/") if path.name != "good")
+        masked = [kind for kind in kinds if (root / "ground_truth" / kind).is_dir()]
+        if masked and (bare := [kind for kind in kinds if kind not in masked]):
+            msg = f"{root / 'ground_truth'} has no masks of {bare[0]}: draw them, or take the other kinds' masks away."
+            raise DataError(msg)
+        places = {"normal_dir": "train/good", "normal_test_dir": "test/good"}
+        lists = {"abnormal_dir": [f"test/{kind}" for kind in kinds], "mask_dir": [f"ground_truth/{k}" for k in masked]}
+    elif (root / "good").is_dir():
+        lists = {}
+    else:
+        return {}
+    there = {name: place for name, place in places.items() if (root / place).is_dir()}
+    return {"root": str(root), **there, **{name: folders for name, folders in lists.items() if folders}}

@@ -105,7 +105,7 @@ class Result:
 
     Attributes:
         cell: What was trained.
-        metrics: Any of :data:`~.evaluation.METRICS`, each in ``[0, 1]``.
+        metrics: Any of :data:`~.scores.METRICS`, each in ``[0, 1]``.
         missing: For each of these that is not there, a sentence that says why.
         notes: More sentences that a reader of the figures must know.
         calibration: Thresholds from good images.

@@ -24,11 +24,7 @@ Speed = Mapping[str, Mapping[str, float]]
 
 
 class RunFolder:
-    """A benchmark's folder.
-
-    Args:
-        path: The folder; need not exist before something is written.
-    """
+    """A benchmark's folder; need not exist before something is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

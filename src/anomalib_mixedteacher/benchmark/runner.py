@@ -40,11 +40,6 @@ _SETTINGS = {
 def run_cells(folder: RunFolder, cells: Sequence[Cell], options: "Options") -> None:
     """Run what the run folder has not finished; what failed is tried again.
 
-    Args:
-        folder: The run folder.
-        cells: All cells of the benchmark.
-        options: Where to run them.
-
     Raises:
         ConfigurationError: If the scheduler does not answer, or its workers train several models in one process.
     """

@@ -39,15 +39,12 @@ def values_of(result: Result, speed: Speed) -> dict[str, float]:
 def average(
     results: Sequence[Result], speed: Speed, needed: Mapping[str, set[str]] | None = None
 ) -> dict[str, Average]:
-    """Give mean and spread over seeds, averaged over data sets; the categories of one count as one.
+    """Give one model's means and spreads over seeds, averaged over data sets; the categories of one count as one.
 
     Args:
         results: Cells of one model.
         speed: Latencies by cell name.
         needed: Data sets that a figure's mean is over, by key: a seed that lacks one does not count.
-
-    Returns:
-        By key of :data:`COLUMNS`; no spread for a single seed.
     """
     values: dict[str, dict[int, dict[str, dict[str, float]]]] = {}  # by key, seed, group and data set
     for result in results:

@@ -17,24 +17,14 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 
 from anomalib_mixedteacher import __version__
-from anomalib_mixedteacher.benchmark.evaluation import compute_metrics, count_alarms, keep, notes
 from anomalib_mixedteacher.benchmark.models import build, build_data, needs_statistics
 from anomalib_mixedteacher.benchmark.result import Calibration, Cell, KeptPredictions, Outcome, Result
-from anomalib_mixedteacher.benchmark.scores import predict
+from anomalib_mixedteacher.benchmark.scores import compute_metrics, count_alarms, keep, notes, predict
 from anomalib_mixedteacher.errors import ConfigurationError, sentence
 
 
 def run_training(cells: Sequence[Cell], with_maps: bool = False, device: int = 0) -> Outcome:
-    """Train once, and judge each cell's map.
-
-    Args:
-        cells: Cells that differ in their map alone.
-        with_maps: Keep the anomaly maps.
-        device: Number of the accelerator, where there is any.
-
-    Returns:
-        The results, in the cells' order; an error is caught.
-    """
+    """Train once, and judge the map of each cell, in which alone they differ; an error is caught."""
     try:
         return Outcome(_judge(cells, with_maps, device))
     except Exception as error:

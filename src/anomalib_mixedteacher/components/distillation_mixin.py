@@ -3,26 +3,30 @@
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 from anomalib import LearningType
 from anomalib.data import InferenceBatch
-from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning import Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_mixedteacher import __version__
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, DistillationModel, Features
-from anomalib_mixedteacher.components.feature_cache import FeatureCache
-from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, check_uncropped, default_pre_processor
-from anomalib_mixedteacher.components.run_folder import share_run_folder
+from anomalib_mixedteacher.components.export_mixin import LeanExport
+from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, AntialiasedPreProcessor, check_uncropped
 from anomalib_mixedteacher.components.training_data import (
+    FeatureCache,
     check_masks,
     check_training_images,
     is_deterministic,
@@ -31,9 +35,7 @@ from anomalib_mixedteacher.components.training_data import (
 from anomalib_mixedteacher.components.weights import fingerprint
 from anomalib_mixedteacher.decoding import check_bits
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.export.mixin import LeanExport
-from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor
-from anomalib_mixedteacher.post_processing.restore import restore_post_processor
+from anomalib_mixedteacher.post_processing import F1PostProcessor, restore_post_processor
 from anomalib_mixedteacher.visualization import ImageVisualizer
 
 logger = logging.getLogger(__name__)
@@ -41,14 +43,8 @@ logger = logging.getLogger(__name__)
 STATISTICS_IMAGES = 64  # enough for the moments of a channel, and of a distance at each position
 _NO_EPOCHS_GIVEN = 1000  # what Lightning puts in their place
 
-# get_model finds direct subclasses of AnomalibModule only: a model lists this class, and AnomalibModule behind it.
-if TYPE_CHECKING:
-    _Base = AnomalibModule
-else:
-    _Base = object
 
-
-class DistillationMixin(LeanExport, _Base):
+class DistillationMixin(LeanExport):
     """Trains students on good images only; declared as ``class Name(DistillationMixin, AnomalibModule)``.
 
     A model's ``__init__`` calls ``super().__init__``, sets ``model`` and ``loss``, and calls :meth:`set_recipe`; see
@@ -195,9 +191,15 @@ class DistillationMixin(LeanExport, _Base):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @staticmethod
-    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Configure resize and ImageNet normalisation, equal in training and in the exported graph."""
-        return default_pre_processor(image_size or IMAGE_SIZE)
+    def configure_pre_processor(image_size: tuple[int, int] | None = IMAGE_SIZE) -> PreProcessor:
+        """Configure antialiased resize and ImageNet normalisation, equal in training and in the exported graph.
+
+        Args:
+            image_size: Height and width in pixels; ``None`` for no resize.
+        """
+        resize = [] if image_size is None else [Resize(tuple(image_size), antialias=True)]
+        normalize = Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
+        return AntialiasedPreProcessor(Compose([*resize, normalize]))
 
     def configure_post_processor(self) -> PostProcessor:
         """Configure thresholds by the best F1 on labelled validation images."""
@@ -260,3 +262,21 @@ class DistillationMixin(LeanExport, _Base):
 def _plain(value: Any) -> Any:
     """Make a tuple and the list that it becomes on the way through a file compare equal."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def share_run_folder(trainer: Trainer) -> None:
+    """Let all write to the first process's folder, in which the checkpoint will be, and ``latest`` be that one.
+
+    With the strategy ``ddp`` each process runs the whole program, and anomalib's Engine makes a new folder in each.
+    It ends when the Engine does so in one of them.
+    """
+    folder = Path(trainer.default_root_dir)
+    first = Path(trainer.strategy.broadcast(str(folder)))
+    latest = folder.parent / "latest"
+    if folder != first:
+        with suppress(OSError):  # somebody else's files are in it
+            folder.rmdir()
+        trainer._default_root_dir = str(first)  # type: ignore[attr-defined]  # heat maps go there too
+    elif trainer.is_global_zero and latest.is_symlink() and latest.resolve() != folder.resolve():
+        latest.unlink()
+        latest.symlink_to(folder, target_is_directory=True)

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from anomalib.pre_processing import PreProcessor
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
+from torchvision.transforms.v2 import Compose, InterpolationMode, Resize, Transform
 
-from anomalib_mixedteacher.components.upsampling import bilinear_resize
+from anomalib_mixedteacher.components.maps import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -40,18 +39,6 @@ class AntialiasedPreProcessor(PreProcessor):
         """Restore the transform from a checkpoint."""
         super().load_checkpoint_config(config)
         self.export_transform = _exportable(self.transform, self.export_transform)
-
-
-def default_pre_processor(image_size: tuple[int, int] | None) -> AntialiasedPreProcessor:
-    """Make the models' pre-processor: antialiased resize, and normalisation by ImageNet's mean and deviation.
-
-    Args:
-        image_size: Height and width in pixels; ``None`` for no resize.
-    """
-    normalize = Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
-    if image_size is None:
-        return AntialiasedPreProcessor(Compose([normalize]))
-    return AntialiasedPreProcessor(Compose([Resize(tuple(image_size), antialias=True), normalize]))
 
 
 def check_uncropped(transform: Any) -> None:

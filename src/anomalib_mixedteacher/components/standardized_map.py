@@ -10,12 +10,16 @@ from anomalib.data import InferenceBatch
 from numpy.typing import NDArray
 from torch import nn
 
-from anomalib_mixedteacher.components.distance import Distance
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
-from anomalib_mixedteacher.components.smoothing import gaussian_smoothing, smoothing_reach
+from anomalib_mixedteacher.components.maps import (
+    Distance,
+    bilinear_resize,
+    full_precision,
+    gaussian_smoothing,
+    smoothing_reach,
+)
 from anomalib_mixedteacher.components.teacher import Teacher
 from anomalib_mixedteacher.components.tiles import Tiles, as_prediction, join_tiles, stack_predictions
-from anomalib_mixedteacher.components.upsampling import bilinear_resize
 from anomalib_mixedteacher.errors import ConfigurationError
 from mixedteacher_edge.tiling import STRIDE, Place, Tiling, web_profile
 
@@ -144,10 +148,7 @@ class StandardizedMap(nn.Module):
 
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
         """Smooth maps of shape ``(B, 1, H, W)``."""
-        if torch.compiler.is_compiling():
-            return self.smoothing(maps)
-        # a mixed-precision convolution would round the map to 8 bits, or in float16 to 0 or infinity
-        with torch.autocast(maps.device.type, enabled=False):
+        with full_precision(maps.device):
             return self.smoothing(maps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

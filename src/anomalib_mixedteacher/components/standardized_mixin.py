@@ -11,7 +11,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES, DistillationMixin
-from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE, default_pre_processor
+from anomalib_mixedteacher.components.pre_processing import IMAGE_SIZE
 from anomalib_mixedteacher.components.standardized_map import StandardizedMapModel
 from anomalib_mixedteacher.components.tiles import as_prediction, draw, stack_predictions, take
 from anomalib_mixedteacher.components.training_data import check_equal_sizes
@@ -142,7 +142,7 @@ class StandardizedMapMixin(DistillationMixin):
         if tile_size is not None and image_size is not None:
             msg = "tile_size takes images at their own size: leave image_size out."
             raise ConfigurationError(msg)
-        return default_pre_processor(None if tile_size else image_size or IMAGE_SIZE)
+        return DistillationMixin.configure_pre_processor(None if tile_size else image_size or IMAGE_SIZE)
 
 
 def _name(path: str, place: Place) -> str:

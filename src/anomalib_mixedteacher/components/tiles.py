@@ -28,16 +28,7 @@ class Tiles(NamedTuple):
 
 
 def take(image: torch.Tensor, places: Sequence[Place], tiling: Tiling) -> torch.Tensor:
-    """Cut tiles out of an image.
-
-    Args:
-        image: Image of shape ``(3, H, W)``.
-        places: Where the tiles lie.
-        tiling: How to cut.
-
-    Returns:
-        Tiles of shape ``(len(places), 3, size, size)``.
-    """
+    """Cut tiles ``(len(places), 3, size, size)`` out of an image ``(3, H, W)``."""
     _, height, width = image.shape
     rows = (image[:, pixels(height, place.top, tiling.size)] for place in places)
     return torch.stack(
@@ -49,13 +40,7 @@ def draw(height: int, width: int, count: int, tiling: Tiling) -> list[Place]:
     """Draw different tiles of an image, in steps of an eighth of their size, so that a cache meets them again.
 
     The first and the last along a side stand for all that would be centred nearer to the border. Otherwise a border
-    would be seen a tenth as often as the middle.
-
-    Args:
-        height: Height of the image in pixels.
-        width: Its width.
-        count: How many tiles to draw, if there are as many.
-        tiling: How to cut.
+    would be seen a tenth as often as the middle. There may be fewer than ``count``.
     """
     step = tiling.size // _STEPS
     places = tiling.places(height, width, step)
@@ -68,15 +53,9 @@ def draw(height: int, width: int, count: int, tiling: Tiling) -> list[Place]:
 def join_tiles(
     image: torch.Tensor, tiles: Tiles, predict: Callable[[torch.Tensor, Sequence[Place]], torch.Tensor]
 ) -> NDArray[np.float32]:
-    """Compute the map of an image of any size from those of its tiles.
+    """Compute the map ``(H / 4, W / 4)``, sides rounded up, of a normalised image ``(3, H, W)`` from its tiles'.
 
-    Args:
-        image: Normalised image of shape ``(3, H, W)``.
-        tiles: How to cut.
-        predict: Gives the maps ``(B, 1, size / 4, size / 4)`` of tiles ``(B, 3, size, size)`` and their places.
-
-    Returns:
-        Map of shape ``(H / 4, W / 4)``, sides rounded up.
+    ``predict`` gives the maps ``(B, 1, size / 4, size / 4)`` of tiles ``(B, 3, size, size)`` and their places.
 
     Raises:
         DataError: If the profile is of another width.
@@ -92,11 +71,7 @@ def join_tiles(
 
 
 def as_prediction(joined: NDArray[np.float32], image: torch.Tensor) -> InferenceBatch:
-    """Make a prediction of an image's joined map.
-
-    Args:
-        joined: Map of shape ``(H / 4, W / 4)``.
-        image: The image ``(3, H, W)``.
+    """Make a prediction of the joined map ``(H / 4, W / 4)`` of an image ``(3, H, W)``.
 
     Returns:
         ``anomaly_map`` of shape ``(1, 1, H, W)``, each value repeated over 4 x 4 pixels, and ``pred_score`` of shape

@@ -1,7 +1,7 @@
-"""The training images: checked before the first epoch, identified, sampled."""
+"""The training images: checked before the first epoch, identified, sampled, and what teachers give of them kept."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from anomalib_mixedteacher.decoding import BITS, check_image, check_mask, image_size, setting
+from anomalib_mixedteacher.decoding import check_image, check_mask, image_size
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import BITS, setting
 
 # Others may draw at random: what they give has to be seen by the teachers each time.
 _DETERMINISTIC = (v2.Compose, v2.Resize, v2.Normalize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.ToDtype, v2.ToImage)
+_LARGEST = torch.finfo(torch.float16).max
 
 
 def check_training_images(dataset: Dataset) -> dict[str, Any]:
     """Read every training image once, so that a bad one is named before the first epoch and not within it.
-
-    Args:
-        dataset: An anomalib data set.
 
     Returns:
         The number of ``images``, and the ``sha256`` of their contents, whatever their names and order; ``None`` for a
@@ -52,14 +51,7 @@ def _checked_digest(path: str) -> str:
 
 
 def check_masks(dataset: Any) -> None:
-    """Check that each mask has the shape of its image.
-
-    Args:
-        dataset: An anomalib data set, or ``None``.
-
-    Raises:
-        DataError: If one has another.
-    """
+    """Check that each mask of a data set, if there is one, has the shape of its image; a DataError names another."""
     samples = getattr(dataset, "samples", None)
     if samples is not None and "mask_path" in samples:
         for image, mask in zip(samples.image_path, samples.mask_path, strict=True):
@@ -70,12 +62,7 @@ def check_masks(dataset: Any) -> None:
 def check_equal_sizes(dataset: Any, option: str) -> None:
     """Check that images that come in batches have one size: anomalib would stretch them to that of the largest.
 
-    Args:
-        dataset: An anomalib data set, or ``None``.
-        option: Name of the batch size.
-
-    Raises:
-        ConfigurationError: If they have not.
+    A ConfigurationError names the option of the batch size.
     """
     samples = getattr(dataset, "samples", None)
     sizes = set() if samples is None else {image_size(path) for path in samples.image_path}
@@ -92,13 +79,49 @@ def is_deterministic(transform: Any) -> bool:
 
 
 def sample_batches(loader: DataLoader, count: int, at_once: int = 16) -> Iterator[Any]:
-    """Read images spread evenly over a loader's data set, the same on every process, in anomalib's batches.
-
-    Args:
-        loader: Loader over an anomalib data set.
-        count: How many images at most.
-        at_once: How many to a batch.
-    """
+    """Read ``count`` images spread evenly over a data set, the same on every process, in anomalib's batches."""
     length = len(loader.dataset)  # type: ignore[arg-type]
     indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
     yield from DataLoader(Subset(loader.dataset, indices), batch_size=at_once, collate_fn=loader.collate_fn)
+
+
+class FeatureCache:
+    """Keeps feature maps by image, rounded to float16, up to a budget; what does not fit is computed each time.
+
+    Args:
+        budget: Memory in MiB.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._free = budget * 2**20
+        self._kept: dict[str, list[torch.Tensor]] = {}
+
+    def features(
+        self, images: torch.Tensor, paths: Sequence[str], compute: Callable[[torch.Tensor], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Give the features of a batch; only those of images that are not kept are computed.
+
+        Args:
+            images: Images of shape ``(B, 3, H, W)``.
+            paths: Path of each image, by which it is known again.
+            compute: The teachers.
+
+        Returns:
+            float32 maps of shape ``(B, C_i, H_i, W_i)``. Each value is rounded to float16 from the first time on.
+        """
+        rows = [self._kept.get(path) for path in paths]
+        new = [position for position, row in enumerate(rows) if row is None]
+        if new:
+            maps = [map_.clamp(-_LARGEST, _LARGEST).half().cpu() for map_ in compute(images[new])]
+            for position, *row in zip(new, *maps, strict=True):
+                rows[position] = row
+                self._keep(paths[position], row)
+        columns = zip(*rows, strict=True)
+        # float32 first: autocast on a CPU knows no float16
+        return [torch.stack([map_.float() for map_ in maps]).to(images.device) for maps in columns]
+
+    def _keep(self, path: str, row: list[torch.Tensor]) -> None:
+        size = sum(map_.nbytes for map_ in row)
+        if size <= self._free:
+            self._free -= size
+            self._kept[path] = [map_.clone() for map_ in row]

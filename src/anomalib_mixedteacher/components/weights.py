@@ -4,24 +4,29 @@ Every source gives a state dict in timm's naming. A missing key, another shape o
 error that names the source and the key; layers behind the last one in use are left aside.
 """
 
+import copy
 import hashlib
 import io
 import json
 import logging
+import math
 import pickle
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
+from torch import nn
 
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
 from anomalib_mixedteacher.errors import WeightsError
+
+if TYPE_CHECKING:
+    from anomalib_mixedteacher.components.teacher import FeatureExtractor
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 _ELSEWHERE = "use teacher_weights='imagenet', which downloads once, or a path to weights"
 
 
-def load_weights(net: FeatureExtractor, source: str) -> StateDict:
+def load_weights(net: "FeatureExtractor", source: str) -> StateDict:
     """Load the weights of one backbone.
 
     Args:
@@ -71,6 +76,26 @@ def load_weights(net: FeatureExtractor, source: str) -> StateDict:
     return matched
 
 
+def initialize_weights(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Initialise a network in place: Kaiming-normal (fan out) convolutions, neutral batch normalisation.
+
+    Args:
+        module: Network of convolutions and batch normalisation.
+        generator: Source of randomness; torch's global one by default.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            # torch's own fan ignores groups: an input channel feeds out_channels / groups outputs
+            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels // layer.groups
+            nn.init.normal_(layer.weight, std=math.sqrt(2.0 / fan_out), generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     """Compute the SHA-256 of a state dict's names and values, as a hexadecimal string."""
     digest = hashlib.sha256()
@@ -90,7 +115,7 @@ def packaged_teachers() -> dict[str, dict[str, Any]]:
     return json.loads(MANIFEST.read_text())["teachers"]
 
 
-def _packaged(net: FeatureExtractor) -> tuple[str, StateDict]:
+def _packaged(net: "FeatureExtractor") -> tuple[str, StateDict]:
     teachers, backbone = packaged_teachers(), net.backbone
     if backbone not in teachers:
         msg = f"There is no packaged teacher {backbone}, only {' and '.join(teachers)}: {_ELSEWHERE}."
@@ -130,7 +155,7 @@ def _packaged(net: FeatureExtractor) -> tuple[str, StateDict]:
     return f"{package} {version(package)}", state
 
 
-def _imagenet(net: FeatureExtractor) -> tuple[str, StateDict]:
+def _imagenet(net: "FeatureExtractor") -> tuple[str, StateDict]:
     tag = IMAGENET_TAGS.get(net.backbone, net.backbone)
     try:
         state = timm.create_model(tag, pretrained=True).state_dict()
@@ -146,9 +171,9 @@ def _imagenet(net: FeatureExtractor) -> tuple[str, StateDict]:
     return f"timm {tag}", state
 
 
-def _random(net: FeatureExtractor) -> StateDict:
+def _random(net: "FeatureExtractor") -> StateDict:
     logger.warning("Teacher %s: random weights, for tests and comparisons only.", net.backbone)
-    twin = FeatureExtractor(net.backbone, net.layers)
+    twin = copy.deepcopy(net).cpu()
     initialize_weights(twin, torch.Generator().manual_seed(0))
     return twin.state_dict()
 
@@ -182,7 +207,7 @@ def _read(content: bytes, path: Path) -> StateDict:
     return dict(state)
 
 
-def _match(net: FeatureExtractor, state: StateDict, origin: str) -> StateDict:
+def _match(net: "FeatureExtractor", state: StateDict, origin: str) -> StateDict:
     matched = {}
     for key, reference in net.state_dict().items():
         value = torch.zeros_like(reference) if _is_counter(key) else state.get(key)

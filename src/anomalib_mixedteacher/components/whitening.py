@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from anomalib_mixedteacher.components.maps import full_precision
+
 _RIDGE = 0.1  # of the mean variance: what hardly varies on good images is heard, noise and rounding are not
 _LEAST_VARIANCE = 1e-8  # of images that show nothing
 
@@ -48,7 +50,5 @@ class Whitening(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Whiten features of shape ``(B, C, H, W)``; in float32 also where the rest is in half precision."""
-        if torch.compiler.is_compiling():
-            return F.conv2d(F.normalize(features, dim=1), self.weight, self.bias)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             return F.conv2d(F.normalize(features.to(self.weight.dtype), dim=1), self.weight, self.bias)

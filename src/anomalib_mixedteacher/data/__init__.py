@@ -1,8 +1,6 @@
 """Data sets that anomalib lacks: procedural textures, magnetic tiles, solar cells, torchvision's as one-class tasks."""
 
-# The plugin's start-up hook registers this package's models as soon as anomalib.models is imported. Importing it first
-# keeps that from happening halfway through the imports below.
-import anomalib.models  # noqa: F401
+import anomalib.models  # noqa: F401  # makes the start-up hook register the data sets too
 
 from anomalib_mixedteacher.data.elpv import Elpv
 from anomalib_mixedteacher.data.magnetic_tile import MagneticTile

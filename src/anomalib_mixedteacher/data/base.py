@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_image
 from torchvision.tv_tensors import Mask
 
-from anomalib_mixedteacher.decoding import DECODE_ERRORS, check_size, read_image
+from anomalib_mixedteacher.decoding import read_image
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from mixedteacher_edge.decoding import any_size
+from mixedteacher_edge.decoding import DECODE_ERRORS, any_size, check_size
 
 GOOD = "good"
 """Label of the images without a defect."""
@@ -38,13 +38,7 @@ class CheckedDataset(AnomalibDataset):
         self.samples = samples
 
     def __getitem__(self, index: int) -> ImageItem:
-        """Read one image with its mask.
-
-        Args:
-            index (int): Row of ``samples``.
-
-        Returns:
-            ImageItem: Image ``(3, H, W)`` in ``[0, 1]``, mask ``(H, W)`` of 0 and 1, label 0 (good) or 1 (defect).
+        """Read an image ``(3, H, W)`` in ``[0, 1]``, its mask ``(H, W)`` of 0 and 1, and its label, 0 (good) or 1.
 
         Raises:
             DataError: If the image or the mask cannot be read, their sizes differ, or the image is smaller than 32
@@ -73,20 +67,13 @@ class CheckedDataset(AnomalibDataset):
 
 
 def load_mask(path: str | Path, size: tuple[int, int]) -> Mask:
-    """Read a mask; a pixel belongs to the defect from half of full scale (128 of 255) on.
+    """Read a mask ``(H, W)``, uint8 of 0 and 1; a pixel belongs to the defect from half of full scale (128 of 255) on.
 
     anomalib's ``read_mask`` counts every value above 0, which widens a mask whose edges were smoothed: by half on the
     cracks of the magnetic tiles.
 
-    Args:
-        path (str | Path): Mask file.
-        size (tuple[int, int]): Height and width of the image, in pixels.
-
-    Returns:
-        Mask: Mask of shape ``(H, W)``, uint8, each value 0 or 1.
-
     Raises:
-        DataError: If the file cannot be decoded or differs in size from the image.
+        DataError: If the file cannot be decoded or differs from ``size``, the image's height and width.
     """
     try:
         with any_size(), Image.open(path) as file:
@@ -162,7 +149,10 @@ class CheckedDataModule(AnomalibDataModule):
 
     @abstractmethod
     def make_samples(self) -> pd.DataFrame:
-        """List all images with their split, as :class:`CheckedDataset` takes them; write them first if need be.
+        """List all images; write them first if need be.
+
+        Returns:
+            pd.DataFrame: What :class:`CheckedDataset` takes, without ``label_index`` and the task.
 
         Raises:
             DataError: If the data are missing, damaged or cannot be written.
@@ -179,6 +169,9 @@ class CheckedDataModule(AnomalibDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Set up the training and the test images."""
         samples = self.make_samples()
+        samples = samples.assign(label_index=(samples.label != GOOD).astype(int))
+        has_masks = (samples.mask_path != "").any()
+        samples.attrs["task"] = (TaskType.SEGMENTATION if has_masks else TaskType.CLASSIFICATION).value
         self.train_data = CheckedDataset(samples[samples.split == Split.TRAIN.value])
         self.test_data = CheckedDataset(samples[samples.split == Split.TEST.value])
 
@@ -212,12 +205,6 @@ def folder_in_progress(target: Path) -> Iterator[Path]:
     """Give a folder that becomes the target in one step when everything in it is written.
 
     An interrupted process leaves no half-written target, and of several processes the first to finish provides it.
-
-    Args:
-        target (Path): The final folder.
-
-    Yields:
-        Path: The folder to write to.
 
     Raises:
         DataError: If it cannot be written.

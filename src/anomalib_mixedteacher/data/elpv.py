@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anomalib import TaskType
-from anomalib.data.utils import LabelName, Split
+from anomalib.data.utils import Split
 
 from anomalib_mixedteacher.data.base import GOOD, CheckedDataModule, check_choice, check_ratio
 from anomalib_mixedteacher.errors import DataError
@@ -65,7 +64,6 @@ class Elpv(CheckedDataModule):
             {
                 "image_path": [str(folder / path) for path in cells.image_path],
                 "label": np.where(defective, DEFECTIVE, GOOD),
-                "label_index": np.where(defective, int(LabelName.ABNORMAL), int(LabelName.NORMAL)),
                 "mask_path": "",
                 "type": cells.type,
                 "split": Split.TEST.value,
@@ -75,5 +73,4 @@ class Elpv(CheckedDataModule):
             good = np.flatnonzero((samples.type == kind) & ~defective)
             order = np.random.default_rng([self.seed or 0, zlib.crc32(kind.encode())]).permutation(good)
             samples.loc[order[round(self.test_split_ratio * len(good)) :], "split"] = Split.TRAIN.value
-        samples.attrs["task"] = TaskType.CLASSIFICATION.value
         return samples if self.category == "all" else samples[samples.type == self.category]

@@ -7,14 +7,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from anomalib import TaskType
-from anomalib.data.utils import LabelName, Split, ValSplitMode
+from anomalib.data.utils import Split, ValSplitMode
 from PIL import Image
 from torchvision import datasets
 
 from anomalib_mixedteacher.data.base import GOOD, CheckedDataModule, check_choice, folder_in_progress
-from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import MIN_SIDE
 
 DatasetName = Literal["MNIST", "FashionMNIST", "CIFAR10"]
 Protocol = Literal["one_vs_rest", "rest_vs_one"]
@@ -107,12 +106,9 @@ class OneClass(CheckedDataModule):
             self._extract(split, [folder / str(index) for index in needed if not (folder / str(index)).is_dir()])
             for index in needed:
                 label = GOOD if normal[index] else CLASSES[self.dataset][index]
-                label_index = int(LabelName.NORMAL if normal[index] else LabelName.ABNORMAL)
                 paths = (folder / str(index)).glob("*.png")
-                rows += [(str(path), label, label_index, "", split.value) for path in paths]
-        samples = pd.DataFrame(rows, columns=["image_path", "label", "label_index", "mask_path", "split"])
-        samples.attrs["task"] = TaskType.CLASSIFICATION.value
-        return samples
+                rows += [(str(path), label, "", split.value) for path in paths]
+        return pd.DataFrame(rows, columns=["image_path", "label", "mask_path", "split"])
 
     def _extract(self, split: Split, folders: Sequence[Path]) -> None:
         """Write classes, each to a folder named by its index, its images named by their places in the split."""

@@ -2,14 +2,12 @@
 
 import os
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from anomalib import TaskType
-from anomalib.data.utils import LabelName, Split
+from anomalib.data.utils import Split
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,40 +20,12 @@ from anomalib_mixedteacher.data.base import (
 )
 from anomalib_mixedteacher.data.defects import DEFECTS, BoolArray
 from anomalib_mixedteacher.data.textures import FAMILIES, Array
-from anomalib_mixedteacher.decoding import MIN_SIDE
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from mixedteacher_edge.decoding import MIN_SIDE
 
 GENERATOR_VERSION = 2
 """Raise it whenever the generated pixels change, so that no older cache is taken for the new images."""
 CACHE_VARIABLE = "ANOMALIB_MIXEDTEACHER_CACHE"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the images of one category; the arguments of :class:`SyntheticTextures`."""
-
-    category: str
-    image_size: int
-    num_train: int
-    num_test_good: int
-    num_defects_per_kind: int
-    seed: int
-
-    @property
-    def folder(self) -> Path:
-        """Folder below the cache's that encodes every argument, and the generator's version."""
-        key = (
-            f"v{GENERATOR_VERSION}-{self.image_size}px-train{self.num_train}-good{self.num_test_good}"
-            f"-defects{self.num_defects_per_kind}-seed{self.seed}"
-        )
-        return Path(key, self.category)
-
-    @property
-    def images(self) -> list[tuple[str, str, int]]:
-        """Split, label and number of each image."""
-        counts = [("train", GOOD, self.num_train), ("test", GOOD, self.num_test_good)]
-        counts += [("test", kind, self.num_defects_per_kind) for kind in DEFECTS]
-        return [(split, label, index) for split, label, count in counts for index in range(count)]
 
 
 class SyntheticTextures(CheckedDataModule):
@@ -115,16 +85,23 @@ class SyntheticTextures(CheckedDataModule):
         check_at_least("num_test_good", num_test_good, 1)
         check_at_least("num_defects_per_kind", num_defects_per_kind, 1)
         self.root = (cache_folder() if root is None else Path(root).expanduser()).absolute()
-        self.recipe = Recipe(category, height, num_train, num_test_good, num_defects_per_kind, seed)
-        self.category = category
+        self.category, self.image_size = category, height
+        self.num_train, self.num_test_good, self.num_defects_per_kind = num_train, num_test_good, num_defects_per_kind
 
     def make_samples(self) -> pd.DataFrame:
         """Generate the images unless they are there, in the layout of MVTec AD, and list them."""
-        recipe, folder = self.recipe, self.root / self.recipe.folder
+        counts = [("train", GOOD, self.num_train), ("test", GOOD, self.num_test_good)]
+        counts += [("test", kind, self.num_defects_per_kind) for kind in DEFECTS]
+        images = [(split, label, index) for split, label, count in counts for index in range(count)]
+        key = (  # everything that decides the images, the category aside
+            f"v{GENERATOR_VERSION}-{self.image_size}px-train{self.num_train}-good{self.num_test_good}"
+            f"-defects{self.num_defects_per_kind}-seed{self.seed}"
+        )
+        folder = self.root / key / self.category
         if not folder.is_dir():
             with folder_in_progress(folder) as work:
-                for split, label, index in recipe.images:
-                    image, mask = render(recipe.category, recipe.image_size, recipe.seed, split, label, index)
+                for split, label, index in images:
+                    image, mask = render(self.category, self.image_size, self.seed or 0, split, label, index)
                     _save(work / _image(split, label, index), np.round(image * 255).astype(np.uint8))
                     if label != GOOD:
                         _save(work / _mask(label, index), mask.astype(np.uint8) * 255)
@@ -132,17 +109,15 @@ class SyntheticTextures(CheckedDataModule):
             {
                 "image_path": str(folder / _image(split, label, index)),
                 "label": label,
-                "label_index": int(LabelName.NORMAL if label == GOOD else LabelName.ABNORMAL),
                 "mask_path": "" if label == GOOD else str(folder / _mask(label, index)),
                 "split": Split(split).value,
             }
-            for split, label, index in recipe.images
+            for split, label, index in images
         )
         for path in [*samples.image_path, *filter(None, samples.mask_path)]:
             if not Path(path).is_file():
                 msg = f"The generated data set lacks {path}: delete the folder {folder} to have it written again."
                 raise DataError(msg)
-        samples.attrs["task"] = TaskType.SEGMENTATION.value
         return samples
 
 
@@ -158,18 +133,10 @@ def cache_folder() -> Path:
 
 
 def render(category: str, image_size: int, seed: int, split: str, label: str, index: int) -> tuple[Array, BoolArray]:
-    """Draw one image; it depends on the arguments alone, not on how many images are drawn.
+    """Draw one image ``(H, W, 3)`` in ``[0, 1]`` and the mask ``(H, W)`` of its defect.
 
-    Args:
-        category (str): Name of the texture family.
-        image_size (int): Side in pixels.
-        seed (int): Seed, 0 or more.
-        split (str): ``"train"`` or ``"test"``.
-        label (str): Kind of defect, or ``"good"``.
-        index (int): Number of the image within its split and kind.
-
-    Returns:
-        tuple[Array, BoolArray]: Image ``(H, W, 3)`` in ``[0, 1]`` and mask ``(H, W)`` of its defect.
+    It depends on the arguments alone, not on how many images are drawn: the split is ``"train"`` or ``"test"``, the
+    label a kind of defect or ``"good"``, the index the image's number within its split and kind.
     """
     family = zlib.crc32(category.encode())
     # Python's own hash of a string changes from process to process.

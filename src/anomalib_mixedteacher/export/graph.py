@@ -23,7 +23,7 @@ from anomalib_mixedteacher.components.pre_processing import (
     check_uncropped,
 )
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import RAW_MAP, RAW_SCORE
 
 
@@ -61,7 +61,7 @@ def network(module: AnomalibModule, input_size: tuple[int, int] | None = None, *
     """
     check_uncropped(getattr(module.pre_processor, "transform", None))
     resize = resize_of(module)
-    with _without_ends(module, resize is not None), _quiet_exporter(), tempfile.TemporaryDirectory() as folder:
+    with _without_ends(module, resize is not None), _quiet(), tempfile.TemporaryDirectory() as folder:
         size = input_size if resize is None else (resize.size[0], resize.size[1])
         path = module.to_onnx(folder, input_size=size, **onnx_kwargs)
         model = openvino.convert_model(path)
@@ -89,7 +89,7 @@ def with_resize(model: openvino.Model, input_size: tuple[int, int] | None) -> op
         return model
     example = torch.zeros(2, 3, size[0] + 1, size[1] + 2)  # of no size that the tracing could take for a special case
     batch = -1 if shape[0].is_dynamic else shape[0].get_length()
-    with _quiet_tracing():
+    with _quiet():
         head = openvino.convert_model(
             AntialiasedResize(size), example_input=example, input=[batch, 3, *(input_size or (-1, -1))]
         )
@@ -115,7 +115,7 @@ def with_post_processor(model: openvino.Model, post_processor: nn.Module | None)
     sources = [model.output("pred_score"), model.output("anomaly_map")]
     examples = tuple(torch.zeros([2 if d.is_dynamic else d.get_length() for d in s.partial_shape]) for s in sources)
     tail_module = _Tail(post_processor).eval()
-    with _quiet_tracing():
+    with _quiet():
         tail = openvino.convert_model(tail_module, example_input=examples)
     for parameter, source in zip(tail.get_parameters(), sources, strict=True):
         parameter.output(0).replace(source.get_node().input_value(0))
@@ -146,23 +146,17 @@ class _Tail(nn.Module):
 
 
 @contextmanager
-def _quiet_tracing() -> Iterator[None]:
-    """Silence tracing's doubts: what it takes for constants, thresholds and target sizes, is constant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's hundreds of lines on constants that it merges off the command line."""
+def _quiet() -> Iterator[None]:
+    """Silence doubts of tracing, whose constants are constant, and the exporter's hundreds of lines on merging them."""
     loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -15,15 +15,15 @@ from anomalib.deploy import CompressionType
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch.trainer.states import TrainerFn
-from torchmetrics import Metric
 
 from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.export_mixin import MAX_DROP
 from anomalib_mixedteacher.components.tiles import Tiles
 from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
-from anomalib_mixedteacher.export import MAX_DROP, quality
+from anomalib_mixedteacher.export import quality
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
-from anomalib_mixedteacher.post_processing.post_processor import F1PostProcessor, NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing import F1PostProcessor, NormalCalibratedPostProcessor
 from mixedteacher_edge.graph import with_thresholds, write_model
 from mixedteacher_edge.record import ModelRecord
 from mixedteacher_edge.thresholds import Thresholds, part_scores
@@ -64,23 +64,18 @@ class Compression:
             raise ConfigurationError(msg)
 
 
-def watches_pixels(metric: Metric | None) -> bool:
-    """Tell whether a metric is about pixels, by the fields that it reads."""
-    return bool({"anomaly_map", "pred_mask"} & set(getattr(metric, "fields", None) or ()))
-
-
 def export_openvino(
     module: AnomalibModule,
     path: Path,
     input_size: tuple[int, int] | None,
     compression: Compression,
-    provenance: dict[str, Any],
     onnx_kwargs: dict[str, Any] | None,
 ) -> Path:
-    """Write the files of :meth:`~anomalib_mixedteacher.export.mixin.LeanExport.to_openvino`; give the path."""
+    """Write the files of :meth:`~.components.export_mixin.LeanExport.to_openvino`; give the path."""
     resize, datamodule, tiles = resize_of(module), compression.datamodule, getattr(module, "tiles", None)
     post_processor = module.post_processor if isinstance(module.post_processor, PostProcessor) else None
     thresholds = thresholds_of(post_processor)
+    provenance: Any = module.provenance
     if post_processor is not None and thresholds is None:
         logger.warning("The model has no thresholds that scale its scores: calibrate it ('mixedteacher calibrate').")
     reference = network(module, input_size, **(onnx_kwargs or {}))

@@ -8,13 +8,7 @@ from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``mixedteacher report``.
-
-    Args:
-        arguments: What stands behind the command's name.
-
-    Returns:
-        Exit status: 0.
+    """Run ``mixedteacher report``; the exit status is 0.
 
     Raises:
         ConfigurationError: If the folder is no benchmark's, the number of images is negative, or a package is missing.

@@ -14,9 +14,9 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from anomalib_mixedteacher.benchmark.result import GOOD, Calibration, KeptPredictions
-from anomalib_mixedteacher.decoding import MIN_SIDE, to_rgb
 from anomalib_mixedteacher.errors import DataError
 from anomalib_mixedteacher.report.run import Run
+from mixedteacher_edge.decoding import MIN_SIDE, to_rgb
 
 MISS, ALARM, RANDOM = "miss", "alarm", "random"
 PARTS = {MISS: "Lowest-scored defects", ALARM: "Highest-scored good images", RANDOM: "Random sample"}
@@ -116,14 +116,10 @@ def images_by_default(models: int, data_sets: int) -> int:
 
 
 def select(predictions: Mapping[str, KeptPredictions], number: int) -> dict[str, list[str]]:
-    """Choose images of a data set.
+    """Choose images of a data set, ``number`` of each part at most.
 
     The models take turns, each naming the worst image that no other has named yet, so that every model's failures are
     seen and scores of different models need not be compared.
-
-    Args:
-        predictions: Predictions by model.
-        number: Images of each part at most.
 
     Returns:
         Keys of :data:`PARTS` by the image's path, in their order.
@@ -150,12 +146,7 @@ def select(predictions: Mapping[str, KeptPredictions], number: int) -> dict[str,
 
 
 def rows(kept: Kept, number: int) -> Iterator[Row]:
-    """Draw a data set's part of the gallery.
-
-    Args:
-        kept: Its predictions.
-        number: Images of each part.
-    """
+    """Draw a data set's part of the gallery."""
     scales = {model: Scale.of(of.maps, kept.calibrations[model].pixel) for model, of in kept.predictions.items()}
     places = {model: {path: i for i, path in enumerate(of.paths)} for model, of in kept.predictions.items()}
     for path, parts in select(kept.predictions, number).items():
@@ -199,13 +190,7 @@ def _judge(score: float, threshold: float | None, kind: str) -> tuple[str, str]:
 
 
 def thumbnail(path: Path) -> NDArray[np.uint8]:
-    """Read an image and make it small.
-
-    Args:
-        path: Image file.
-
-    Returns:
-        Array of shape ``(H, W, 3)``, its longer side 160 pixels and none below 32: a narrower strip is widened.
+    """Read an image and make it small: ``(H, W, 3)``, the longer side 160 pixels, none below 32, widened if need be.
 
     Raises:
         DataError: If the image is gone or cannot be read.
@@ -222,14 +207,7 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """Lay a heat map over a thumbnail, with the contours of the thresholded map (white) and of the mask (magenta).
 
-    Args:
-        background: Thumbnail, ``(H, W, 3)``.
-        values: Raw anomaly map, ``(h, w)``.
-        mask: Ground truth, ``(H, W)``.
-        scale: The model's colours.
-
-    Returns:
-        Array of the thumbnail's shape.
+    The thumbnail is of shape ``(H, W, 3)``, the mask ``(H, W)``, the raw anomaly map ``(h, w)``.
     """
     height, width = background.shape[:2]
     heat = np.asarray(Image.fromarray(scale.heat(values)).resize((width, height), Image.Resampling.BILINEAR))

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-Points = Sequence[tuple[float, float]]
+from anomalib_mixedteacher.benchmark.result import Points
 
 # Okabe and Ito's colours, without the yellow, which is too faint on white
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#333333")
@@ -51,13 +51,7 @@ def swatch(style: Style) -> str:
 
 
 def scatter(points: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], y_label: str) -> str:
-    """Draw accuracy against latency.
-
-    Args:
-        points: Latency in milliseconds and accuracy in ``[0, 1]`` by model, one or more.
-        styles: How each model is drawn.
-        y_label: Name of the accuracy.
-    """
+    """Draw accuracy in ``[0, 1]`` against latency in milliseconds, of one model or more."""
     figure, axes = _axes((5.6, 3.5), "latency of one image in ms (less is better)", y_label)
     for model, (x, y) in points.items():
         axes.plot([x], [y], color=styles[model].color, marker=styles[model].marker, markersize=9, linestyle="")
@@ -69,14 +63,7 @@ def scatter(points: Mapping[str, tuple[float, float]], styles: Mapping[str, Styl
 
 
 def curves(lines: Mapping[str, Sequence[Points]], styles: Mapping[str, Style], x_label: str, y_label: str) -> str:
-    """Draw for each model the mean of its curves over seeds.
-
-    Args:
-        lines: Curves by model, each by ascending ``x``; one curve or more each.
-        styles: How each model is drawn.
-        x_label: Label of the horizontal axis.
-        y_label: Label of the vertical axis.
-    """
+    """Draw for each model the mean of its curves over seeds."""
     figure, axes = _axes((3.6, 3.3), x_label, y_label)
     for model, found in lines.items():
         axes.plot(*mean_curve(found), color=styles[model].color, linestyle=styles[model].linestyle)
@@ -88,14 +75,7 @@ def curves(lines: Mapping[str, Sequence[Points]], styles: Mapping[str, Style], x
 
 
 def mean_curve(found: Sequence[Points]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average curves over the vertical axis, up to where the first one ends.
-
-    Args:
-        found: Curves by ascending ``x``, one or more.
-
-    Returns:
-        The points ``x`` and ``y`` of the mean.
-    """
+    """Average curves by ascending ``x`` over the vertical axis, up to where the first one ends."""
     arrays = [np.array([(0, 0), *points], np.float64).T for points in found]
     end = min(x[-1] for x, _ in arrays)
     ends = np.concatenate([x for x, _ in arrays])
@@ -104,12 +84,9 @@ def mean_curve(found: Sequence[Points]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def histogram(good: NDArray[Any], bad: NDArray[Any], threshold: float | None) -> str:
-    """Draw the distribution of a model's scores, each class as shares of its own images.
+    """Draw the distribution of a model's finite scores, each class as shares of its own images.
 
-    Args:
-        good: Finite scores of good images, ``(N,)``.
-        bad: Finite scores of defective ones, ``(M,)``; one of both has an element.
-        threshold: The calibrated threshold. Scores far beyond it are gathered in the last bar.
+    Scores far beyond the threshold are gathered in the last bar.
     """
     scores = np.concatenate([good, bad, [] if threshold is None else [threshold]])
     low, high = float(scores.min()), float(scores.max())

@@ -147,13 +147,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run folder.
-
-    Args:
-        path: The folder that a benchmark wrote.
-
-    Returns:
-        Its content; the predictions stay on disk.
+    """Read the folder that a benchmark wrote; the predictions stay on disk.
 
     Raises:
         ConfigurationError: If the folder is no benchmark's.

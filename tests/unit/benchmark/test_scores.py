@@ -8,9 +8,18 @@ from anomalib.data.utils import DirType
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomalib_mixedteacher.benchmark.evaluation import METRICS, compute_metrics, count_alarms, keep, notes
 from anomalib_mixedteacher.benchmark.result import Calibration, KeptPredictions
-from anomalib_mixedteacher.benchmark.scores import Predictions, image_kinds, region_overlap, summarize
+from anomalib_mixedteacher.benchmark.scores import (
+    METRICS,
+    Predictions,
+    compute_metrics,
+    count_alarms,
+    image_kinds,
+    keep,
+    notes,
+    region_overlap,
+    summarize,
+)
 
 CALIBRATION = Calibration(image=0.5, pixel=0.6, images=30, alarm_rate=0.05)
 KINDS = ["good"] * 9 + ["hole"] * 4 + ["crack"] * 3

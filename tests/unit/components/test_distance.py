@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
+from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
 
 
 @pytest.fixture

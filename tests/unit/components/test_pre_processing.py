@@ -5,11 +5,8 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anomalib_mixedteacher.components.pre_processing import (
-    AntialiasedPreProcessor,
-    AntialiasedResize,
-    default_pre_processor,
-)
+from anomalib_mixedteacher.components.distillation_mixin import DistillationMixin
+from anomalib_mixedteacher.components.pre_processing import AntialiasedPreProcessor, AntialiasedResize
 
 
 @pytest.mark.parametrize("size", [(64, 64), (200, 150), (40, 300), (65, 63), (33, 500)])
@@ -20,8 +17,8 @@ def test_resize_equals_torch(size):
 
 
 def test_restored_from_a_checkpoint_configuration():
-    source = default_pre_processor((48, 64))
-    restored = default_pre_processor((256, 256))
+    source = DistillationMixin.configure_pre_processor((48, 64))
+    restored = DistillationMixin.configure_pre_processor((256, 256))
     restored.load_checkpoint_config(source.checkpoint_config())
     images = torch.rand(1, 3, 100, 100)
     assert torch.equal(restored(images), source(images))

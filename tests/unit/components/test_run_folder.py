@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from anomalib.utils.path import create_versioned_dir
 
-from anomalib_mixedteacher.components.run_folder import share_run_folder
+from anomalib_mixedteacher.components.distillation_mixin import share_run_folder
 
 
 def test_latest_is_the_first_process_folder(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from anomalib_mixedteacher.components.smoothing import gaussian_smoothing
+from anomalib_mixedteacher.components.maps import gaussian_smoothing
 
 
 @pytest.mark.parametrize("sigma", [1.0, 4.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from anomalib_mixedteacher.components.distance import euclidean_distance
+from anomalib_mixedteacher.components.maps import euclidean_distance
 from anomalib_mixedteacher.components.whitening import Whitening
 
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from anomalib_mixedteacher.data import MagneticTile
-from anomalib_mixedteacher.data.magnetic_tile import make_magnetic_tile_dataset
-from anomalib_mixedteacher.data.tiles import group_shots
+from anomalib_mixedteacher.data.magnetic_tile import group_shots, make_magnetic_tile_dataset
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "magnetic_tile"

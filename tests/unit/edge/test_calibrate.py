@@ -12,7 +12,7 @@ from anomalib.data import InferenceBatch
 from openvino import opset13 as ops
 from PIL import Image
 
-from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.post_processing import NormalCalibratedPostProcessor
 from mixedteacher_edge import EdgeDetector, ModelRecord
 from mixedteacher_edge.__main__ import main
 from mixedteacher_edge.calibrate import calibrate_export, set_thresholds

@@ -78,13 +78,8 @@ def test_p_value(model, tmp_path):
 
 
 def test_properties(model, tmp_path):
-    detector = EdgeDetector(model)
-    assert detector.record.model == "Tiny"
-    assert detector.image_size == (48, 40)
-    fixed = EdgeDetector(save_model(tmp_path / "fixed.xml", size=(36, 44), record=False))
-    assert fixed.record is None
-    assert fixed.image_size == (36, 44)
-    assert EdgeDetector(save_model(tmp_path / "free.xml", record=False)).image_size is None
+    assert EdgeDetector(model).record.model == "Tiny"
+    assert EdgeDetector(save_model(tmp_path / "fixed.xml", size=(36, 44), record=False)).record is None
 
 
 def test_bin_and_onnx_paths(model, tmp_path, rgb):

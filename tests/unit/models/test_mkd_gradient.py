@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.models.mkd.gradient import _unpooled, activations, image_gradient
+from anomalib_mixedteacher.models.mkd.anomaly_map import _unpooled, activations, image_gradient
 from anomalib_mixedteacher.models.mkd.torch_model import MkdModel
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_mixedteacher.components.receptive_field import ReceptiveField
 from anomalib_mixedteacher.errors import ConfigurationError, TeacherNotLoadedError
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
 from anomalib_mixedteacher.models.msfd.loss import MsfdLoss
 from anomalib_mixedteacher.models.msfd.torch_model import MsfdModel
+from anomalib_mixedteacher.models.msfd.upsampling import ReceptiveField
 
 SIZE = (64, 96)
 SHAPES = [(5, 16, 24), (7, 8, 12), (3, 4, 6)]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from anomalib_mixedteacher.report.page import counted, verdict
 from anomalib_mixedteacher.report.run import Alarms, read_run
-from anomalib_mixedteacher.report.verdict import counted, verdict
 
 from .fake_run import add, make_cell, make_folder, make_result, save
 

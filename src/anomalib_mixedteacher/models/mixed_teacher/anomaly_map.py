@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from anomalib_mixedteacher.components.distance import Distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
+from anomalib_mixedteacher.components.maps import Distance, normalized_distance
 from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size
 
 

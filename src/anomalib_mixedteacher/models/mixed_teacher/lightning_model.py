@@ -27,7 +27,7 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
             whitened on good images) or ``"paper"`` (EfficientNet-b0, two students).
         resnet_layers: Layers of the ResNet-18 teacher, of 1, 2, 3. The packaged one has 1 and 2.
         efficientnet: timm name of the second teacher; the architecture's own by default.
-        efficientnet_blocks: Blocks of the EfficientNet teacher; 4 has stride 16, 6 has stride 32.
+        efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6; 4 has stride 16, 6 has stride 32.
         fusion: How distances become one map: ``"standardized_sum"`` or the official ``"product"``; see
             :class:`~.anomaly_map.AnomalyMapGenerator`.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.

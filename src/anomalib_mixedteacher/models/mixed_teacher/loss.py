@@ -2,8 +2,8 @@
 
 import torch
 
-from anomalib_mixedteacher.components.distance import Distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
+from anomalib_mixedteacher.components.maps import Distance, normalized_distance
 
 
 class MixedTeacherLoss(DistillationLoss):

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import Features
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor, initialize_weights
+from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
-from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.teacher import FeatureExtractor, Teacher
+from anomalib_mixedteacher.components.weights import initialize_weights
 from anomalib_mixedteacher.components.whitening import Whitening
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
@@ -77,17 +77,9 @@ def _shortcut(entering: int, leaving: int) -> nn.Module:
 class MixedTeacherModel(StandardizedMapModel):
     """Two frozen teachers, ResNet-18 (maps pooled 2 x 2) and an EfficientNet, and what imitates them on good images.
 
-    Args:
-        architecture: ``"paper"``: EfficientNet-b0 and two students, the reduced ResNet and an EfficientNet-b0, which
-            learn the features' directions. ``"fast"`` (ours): EfficientNet-Lite0 and one reduced ResNet of half the
-            width with a head per map, which learns the features whitened on good images.
-        resnet_layers: Layers of the ResNet-18 teacher, of 1, 2, 3.
-        efficientnet: timm name of the second teacher; the architecture's own by default.
-        efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6; 4 has stride 16, 6 has stride 32.
-        fusion: See :class:`AnomalyMapGenerator`.
-        sigma: See :class:`AnomalyMapGenerator`.
-        tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
-        standardize: Likewise.
+    ``"paper"`` has two students, the reduced ResNet and an EfficientNet-b0, which learn the features' directions.
+    ``"fast"`` (ours) has one reduced ResNet of half the width with a head per map, which learns the directions whitened
+    on good images. Arguments are those of :class:`~anomalib_mixedteacher.MixedTeacher`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices.

@@ -1,8 +1,4 @@
-"""MKD: multiresolution knowledge distillation (Salehi et al., CVPR 2021, arXiv 2011.11108).
-
-A frozen VGG-16, the expert, is distilled into a cloner on good images only, in value and in direction. The score is
-what the cloner lacks; the heat map is the gradient of that score with respect to the image.
-"""
+"""MKD: multiresolution knowledge distillation (Salehi et al., CVPR 2021, arXiv 2011.11108)."""
 
 from .lightning_model import Mkd
 

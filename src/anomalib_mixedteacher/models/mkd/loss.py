@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
-from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
-from anomalib_mixedteacher.errors import ConfigurationError, DataError
+from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
+from anomalib_mixedteacher.errors import ConfigurationError
 
 SCORED = 3  # pool3, pool4, pool5: the score leaves out the shallowest of the trained layers
 
@@ -49,21 +49,12 @@ class MkdLoss(DistillationLoss):
 
         Args:
             features: The expert's and the untrained cloner's feature maps of one batch of good images after another.
-
-        Raises:
-            DataError: If one of the terms is 0 or not finite, so that there is no such weight.
         """
         value = direction = 0.0
         for teacher, student in features:
             values, directions = _terms(teacher, student)
             value += float(values.sum())
             direction += float(directions.sum())
-        if not (0 < value < torch.inf and 0 < direction < torch.inf):
-            msg = (
-                f"The untrained cloner differs from the expert by {value:g} in value and {direction:g} in direction, "
-                "from which direction_weight='auto' cannot be found: check the training images, or give a number."
-            )
-            raise DataError(msg)
         self.direction_weight.fill_(value / direction)
 
     def per_image(self, teacher: Features, student: Features) -> torch.Tensor:
@@ -91,10 +82,6 @@ class MkdLoss(DistillationLoss):
 
     def score_gradients(self, teacher: Features, student: Features) -> tuple[Features, Features]:
         """Differentiate :meth:`score` with respect to the feature maps, without autograd.
-
-        Args:
-            teacher: See :meth:`per_image`.
-            student: See :meth:`per_image`.
 
         Returns:
             Derivatives with respect to the expert's and the cloner's last three maps, each of its map's shape.

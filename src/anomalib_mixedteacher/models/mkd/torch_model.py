@@ -7,9 +7,9 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_mixedteacher.components.distillation_model import MIN_SIDE, DistillationModel, Features
+from anomalib_mixedteacher.components.maps import full_precision
 from anomalib_mixedteacher.components.teacher import Teacher
-from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator
-from anomalib_mixedteacher.models.mkd.gradient import activations, image_gradient
+from anomalib_mixedteacher.models.mkd.anomaly_map import AnomalyMapGenerator, activations, image_gradient
 from anomalib_mixedteacher.models.mkd.loss import MkdLoss
 
 NAME = "vgg"
@@ -50,16 +50,14 @@ class Cloner(nn.Module):
 
 
 def critical_maps(layers: nn.Sequential, steps: Features) -> Features:
-    """Choose the outputs of all max-poolings but the first from what :func:`~.gradient.activations` gives."""
+    """Choose the outputs of all max-poolings but the first from what :func:`~.anomaly_map.activations` gives."""
     return [y for layer, y in zip(layers, steps[1:], strict=True) if isinstance(layer, nn.MaxPool2d)][1:]
 
 
 class MkdModel(DistillationModel):
     """A frozen VGG-16, its cloner, and the gradient of their difference with respect to the image.
 
-    Args:
-        direction_weight: See :class:`MkdLoss`.
-        sigma: See :class:`AnomalyMapGenerator`.
+    Arguments are those of :class:`~anomalib_mixedteacher.Mkd`.
 
     Attributes:
         loss: The loss, which is the score too.
@@ -81,25 +79,18 @@ class MkdModel(DistillationModel):
     def predict(self, teacher: Features, student: Features, images: torch.Tensor) -> InferenceBatch:
         """Compute predictions in float32, whatever the precision of training: the gradient would be rounded.
 
-        Args:
-            teacher: Unused: what is to be differentiated has to be computed with all that lies between.
-            student: Unused.
-            images: Normalised images of shape ``(B, 3, H, W)``.
-
-        Returns:
-            See :class:`DistillationModel`.
+        The features are not used: what is to be differentiated has to be computed with all that lies between.
 
         Raises:
             ConfigurationError: If the images are too small, or the direction weight is not known yet.
             TeacherNotLoadedError: If the expert has no weights yet.
         """
         del teacher, student
-        if torch.compiler.is_compiling():
-            score, gradient = self.score_and_gradient(images)
-            return InferenceBatch(anomaly_map=self.anomaly_map_generator(gradient), pred_score=score[:, None])
         self.check_size(images)
-        with torch.autocast(images.device.type, enabled=False):
-            score, gradient = self.score_and_gradient(images.contiguous(memory_format=torch.channels_last))
+        if not torch.compiler.is_compiling():
+            images = images.contiguous(memory_format=torch.channels_last)
+        with full_precision(images.device):
+            score, gradient = self.score_and_gradient(images)
             return InferenceBatch(anomaly_map=self.anomaly_map_generator(gradient), pred_score=score[:, None])
 
     @torch.no_grad()

@@ -6,10 +6,9 @@ from functools import partial
 import torch
 
 from anomalib_mixedteacher.components.distillation_model import Features
-from anomalib_mixedteacher.components.receptive_field import ReceptiveField
 from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap
-from anomalib_mixedteacher.components.upsampling import gaussian_upsample
 from anomalib_mixedteacher.models.msfd.loss import combined_distance
+from anomalib_mixedteacher.models.msfd.upsampling import ReceptiveField, gaussian_upsample
 
 
 class AnomalyMapGenerator(StandardizedMap):

@@ -2,8 +2,8 @@
 
 import torch
 
-from anomalib_mixedteacher.components.distance import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
+from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.errors import ConfigurationError
 
 
@@ -30,9 +30,6 @@ def combined_distance(teacher: torch.Tensor, student: torch.Tensor, cosine_weigh
 
 class MsfdLoss(DistillationLoss):
     """Mean :func:`combined_distance` over positions, then over levels and batch; without weights of the levels (ours).
-
-    Args:
-        cosine_weight: See :func:`combined_distance`.
 
     Raises:
         ConfigurationError: If the weight is not in ``[0, 1]``.

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.receptive_field import receptive_fields
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
-from anomalib_mixedteacher.components.teacher import Teacher
+from anomalib_mixedteacher.components.teacher import FeatureExtractor, Teacher
 from anomalib_mixedteacher.models.msfd.anomaly_map import AnomalyMapGenerator
+from anomalib_mixedteacher.models.msfd.upsampling import receptive_fields
 
 NAME = "resnet"
 
@@ -14,14 +13,7 @@ NAME = "resnet"
 class MsfdModel(StandardizedMapModel):
     """A frozen teacher, a student of the same architecture, and the anomaly map between their levels.
 
-    Args:
-        backbone: timm name of a plain ResNet, such as ``"resnet18"`` or ``"wide_resnet50_2"``.
-        layers: Stages that are distilled and compared; 1 is ``layer1`` (stride 4).
-        cosine_weight: See :func:`~anomalib_mixedteacher.models.msfd.loss.combined_distance`.
-        fusion: See :class:`AnomalyMapGenerator`.
-        sigma: See :class:`AnomalyMapGenerator`.
-        tile_size: See :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMapModel`.
-        standardize: Likewise.
+    Arguments are those of :class:`~anomalib_mixedteacher.Msfd`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices or out of its range.

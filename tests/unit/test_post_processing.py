@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from anomalib_mixedteacher.errors import CalibrationError, ConfigurationError
 from anomalib_mixedteacher.export.openvino import thresholds_of
-from anomalib_mixedteacher.post_processing.post_processor import (
+from anomalib_mixedteacher.post_processing import (
     F1PostProcessor,
     NormalCalibratedPostProcessor,
 )

@@ -1,6 +1,6 @@
 """From nothing to a detector in minutes: train, test, export, judge, on a texture drawn on the spot.
 
-Run ``python -m anomalib_mixedteacher.demo --help``.
+Run ``python benchmarks/demo.py --help``.
 """
 
 import argparse

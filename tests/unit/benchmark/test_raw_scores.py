@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_mixedteacher.components.raw_scores import to_unit_range
+from anomalib_mixedteacher.benchmark.scores import to_unit_range
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1, 30), (1000, -500), (1e-9, 0), (1e30, 0)])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from anomalib_mixedteacher.components.feature_extractor import FeatureExtractor
-from anomalib_mixedteacher.components.receptive_field import ReceptiveField, receptive_fields
+from anomalib_mixedteacher.components.teacher import FeatureExtractor
 from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.models.msfd.upsampling import ReceptiveField, receptive_fields
 
 # The stem sees 7 + 2 * 2 = 11 pixels at stride 4. Each 3 x 3 convolution adds twice the stride of its input:
 # ResNet-18 has 4 a stage, wide ResNet-50 3, 4, 6 and 3; the first one of stages 2 to 4 has the stage before's stride.

@@ -1,18 +1,62 @@
-"""Set the thresholds of a checkpoint anew from a folder of good images, without training."""
+"""Checkpoints: read without knowing which of the package's models they hold, and calibrated anew without training."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib.models import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
+from anomalib_mixedteacher import plugin
 from anomalib_mixedteacher.decoding import read_image
-from anomalib_mixedteacher.models.restore import load_model, read_checkpoint
-from anomalib_mixedteacher.post_processing.post_processor import NormalCalibratedPostProcessor
+from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.post_processing import NormalCalibratedPostProcessor
 from mixedteacher_edge.calibrate import Calibrated, check_output, good_images, writing
 from mixedteacher_edge.thresholds import Unit
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the checkpoint of one of the package's models.
+
+    Args:
+        path: A checkpoint that anomalib's Engine wrote.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigurationError: If there is none, it is damaged, or it is another package's model.
+    """
+    if not path.is_file():
+        msg = f"There is no checkpoint {path}: give the .ckpt file that training wrote."
+        raise ConfigurationError(msg)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        msg = f"{path} is no checkpoint of anomalib's, or a damaged one: give the .ckpt file that training wrote."
+        raise ConfigurationError(msg) from error
+    if not isinstance(content, dict) or content.get("anomalib_mixedteacher", {}).get("model") not in plugin.MODELS:
+        msg = f"{path} is not a checkpoint of {', '.join(plugin.MODELS)}: give one that such a model trained."
+        raise ConfigurationError(msg)
+    return content
+
+
+def load_model(path: Path) -> AnomalibModule:
+    """Restore the model of a checkpoint on the CPU.
+
+    Args:
+        path: A checkpoint that anomalib's Engine wrote.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigurationError: If there is none, it is damaged, or it is another package's model.
+    """
+    model_class: Any = plugin.public(read_checkpoint(path)["anomalib_mixedteacher"]["model"])
+    return cast("AnomalibModule", model_class.load_from_checkpoint(path, map_location="cpu"))
 
 
 def calibrate_checkpoint(

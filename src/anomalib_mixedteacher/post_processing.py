@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from anomalib.data import AnomalibDataModule, Batch
 from anomalib.metrics import F1AdaptiveThreshold
+from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 from torch import distributed
@@ -29,6 +30,8 @@ from mixedteacher_edge.tiling import STRIDE
 logger = logging.getLogger(__name__)
 
 SETTINGS = ("alarm_rate", "min_area", "per")
+_CALIBRATED = "post_processor.image_scores"
+_CONFIG = "anomalib_post_processor_config"
 _TENSORS = Arithmetic(torch.abs, torch.lt, torch.where, float)
 
 
@@ -149,12 +152,14 @@ class NormalCalibratedPostProcessor(F1PostProcessor):
         """Refuse to train on a datamodule without good validation images, with a CalibrationError."""
         super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
-        if stage == "fit" and isinstance(datamodule, AnomalibDataModule) and not _has_good(datamodule):
-            msg = (
-                "There are no good validation images to find the thresholds on: set some of the training images aside "
-                "(--data.val_split_mode from_train --data.val_split_ratio 0.2)."
-            )
-            raise CalibrationError(msg)
+        if stage == "fit" and isinstance(datamodule, AnomalibDataModule):
+            validation = getattr(datamodule, "val_data", None)
+            if validation is None or not (validation.samples.label_index == 0).any():
+                msg = (
+                    "There are no good validation images to find the thresholds on: set some of the training images "
+                    "aside (--data.val_split_mode from_train --data.val_split_ratio 0.2)."
+                )
+                raise CalibrationError(msg)
         if self.per != "image" and getattr(getattr(pl_module, "model", None), "tile_size", None) is None:
             raise ConfigurationError(NO_TILES.format(self.per))
 
@@ -304,7 +309,36 @@ def _of_all_processes(rows: list[Any]) -> list[Any]:
     return [row for part in parts for row in part]
 
 
-def _has_good(datamodule: AnomalibDataModule) -> bool:
-    """Tell whether the validation set of a datamodule that was set up has good images."""
-    validation = getattr(datamodule, "val_data", None)
-    return validation is not None and bool((validation.samples.label_index == 0).any())
+def restore_post_processor(module: AnomalibModule, checkpoint: dict[str, Any]) -> None:
+    """Give a model the calibrated post-processor where its checkpoint holds one's state, and keep given sensitivities.
+
+    anomalib keeps no components among a checkpoint's hyper-parameters: ``load_from_checkpoint``, and with it its
+    export, builds a model with default ones, which such a state does not fit. And it puts the checkpoint's
+    sensitivities, 0.5 unless training was given others, in the place of those that a command was given.
+
+    Raises:
+        ConfigurationError: If sensitivities are given to a model that was calibrated for a budget.
+    """
+    before = module.post_processor
+    given = given_sensitivities(before)
+    config = checkpoint.get(_CONFIG) or {}
+    if _CALIBRATED not in checkpoint["state_dict"]:
+        checkpoint[_CONFIG] = config | given
+        return
+    if given:
+        msg = "Sensitivities would move a calibrated model's thresholds off their budget: calibrate it for another one."
+        raise ConfigurationError(msg)
+    if isinstance(before, NormalCalibratedPostProcessor):
+        return
+    module.post_processor = NormalCalibratedPostProcessor(**{key: config[key] for key in SETTINGS if key in config})
+    if module._trainer is not None:  # which took the callbacks before it restores the checkpoint
+        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
+        # without the one of a model that this trainer had before
+        others = [c for c in callbacks if not isinstance(c, NormalCalibratedPostProcessor)]
+        callbacks[:] = [module.post_processor if callback is before else callback for callback in others]
+
+
+def given_sensitivities(post_processor: Any) -> dict[str, float]:
+    """Give the sensitivities of a post-processor that are not anomalib's default of 0.5, by their names."""
+    values = {name: getattr(post_processor, name, 0.5) for name in ("image_sensitivity", "pixel_sensitivity")}
+    return {name: float(value) for name, value in values.items() if value != 0.5}

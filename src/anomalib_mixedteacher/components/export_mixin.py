@@ -16,10 +16,12 @@ from torchvision.transforms.v2 import Resize
 
 from anomalib_mixedteacher.components.tiles import Tiles
 from anomalib_mixedteacher.errors import ConfigurationError
-from anomalib_mixedteacher.export import MAX_DROP
 
+MAX_DROP = 0.002
+"""Loss of AUROC from which a quantised model is not written, unless told otherwise."""
 ONNX_OPSET = 18  # what torch's exporter writes; its conversion to anomalib's default of 14 fails with a traceback
 
+# get_model finds direct subclasses of AnomalibModule only: a model lists a mixin, and AnomalibModule behind it.
 if TYPE_CHECKING:
     _Base = AnomalibModule
 else:
@@ -36,11 +38,6 @@ class LeanExport(_Base):
     def tiles(self) -> Tiles | None:
         """How images are cut into tiles; ``None`` if they are not."""
         return getattr(self.model, "tiles", None)
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the model comes from, for its record."""
-        raise NotImplementedError
 
     def to_onnx(  # type: ignore[override]  # anomalib's signature, not Lightning's
         self,
@@ -138,10 +135,11 @@ class LeanExport(_Base):
             QuantizationError: If quantisation loses more than ``max_drop``; nothing is written then.
         """
         del task, ov_kwargs
-        from anomalib_mixedteacher.export.openvino import Compression, export_openvino, watches_pixels
+        from anomalib_mixedteacher.export.openvino import Compression, export_openvino
 
         kind = None if compression_type is None else CompressionType(compression_type)
-        compression = Compression(kind, datamodule, watches_pixels(metric), max_drop, keep=self.float_networks)
+        pixel = bool({"anomaly_map", "pred_mask"} & set(getattr(metric, "fields", None) or ()))
+        compression = Compression(kind, datamodule, pixel, max_drop, keep=self.float_networks)
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -151,4 +149,4 @@ class LeanExport(_Base):
             msg = f"Cannot write to {folder} ({error.strerror}): give another --export_root."
             raise ConfigurationError(msg) from error
         path = folder / f"{model_file_name}.xml"
-        return export_openvino(self, path, input_size, compression, self.provenance, onnx_kwargs)
+        return export_openvino(self, path, input_size, compression, onnx_kwargs)

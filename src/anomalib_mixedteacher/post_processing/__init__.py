@@ -1,1 +1,0 @@
-"""Post-processors: thresholds from labelled validation images, or from good ones with a budget for false alarms."""
