@@ -11,6 +11,7 @@ import argparse
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ def measure(path: Path, data: Path) -> list[float]:
     count = len(datamodule.train_data)
     chosen = np.linspace(0, count - 1, min(count, quantize.MAX_IMAGES)).round().astype(int).tolist()
     images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
-    small = quantize.quantize(exact.clone(), images, module.float_networks)  # type: ignore[arg-type]
+    keep: Any = module.float_networks
+    small = quantize.quantize(quantize.restandardized(module, exact, images, keep), images, keep)
     before, after = (quality.predict_dataset(graph, datamodule.test_data, resize, None) for graph in (exact, small))
     (image, pixel), (image8, pixel8) = (tuple(quality.auroc(found).values()) for found in (before, after))
     defects = torch.where(before.labels == 1, before.scores, -torch.inf).topk(STRONGEST).indices

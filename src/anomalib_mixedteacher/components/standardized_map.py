@@ -124,7 +124,11 @@ class StandardizedMap(nn.Module):
         for teacher, student in features:
             size = size or max((maps.shape[-2], maps.shape[-1]) for maps in teacher)
             parts.append(self.distance_maps(teacher, student, size))
-        std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
+        self.set_good_distances(torch.cat(parts), tile_size)
+
+    def set_good_distances(self, maps: torch.Tensor, tile_size: int | None = None) -> None:
+        """Set the statistics from the distances themselves, of shape ``(N, L, H, W)``; see above."""
+        std, mean = torch.std_mean(maps, dim=0, correction=0)
         if tile_size is not None and tile_size > 2 * _BORDER:
             borders = (_BORDER * side // tile_size for side in mean.shape[-2:])
             inside = (slice(None), *(slice(border, -border or None) for border in borders))

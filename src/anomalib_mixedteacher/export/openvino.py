@@ -85,7 +85,7 @@ def export_openvino(
         datamodule.setup(TrainerFn.FITTING)  # a plain string would let every later call split anew
         _warn_of_other_images(datamodule, provenance.get("training_data"))
     if compression.kind is not None:
-        model = _compressed(reference, compression, resize, tiles)
+        model = _compressed(module, reference, compression, resize, tiles, input_size, onnx_kwargs or {})
     if datamodule is not None:
         measured = _measure(reference, model, compression, resize, tiles)
     if model is not reference and thresholds is not None and thresholds.image_scores:
@@ -139,7 +139,15 @@ def _warn_of_other_images(datamodule: AnomalibDataModule, known: dict[str, Any] 
         )
 
 
-def _compressed(model: openvino.Model, compression: Compression, resize: Any, tiles: Tiles | None) -> openvino.Model:
+def _compressed(
+    module: AnomalibModule,
+    model: openvino.Model,
+    compression: Compression,
+    resize: Any,
+    tiles: Tiles | None,
+    input_size: tuple[int, int] | None,
+    onnx_kwargs: dict[str, Any],
+) -> openvino.Model:
     if compression.kind == CompressionType.FP16:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
@@ -151,6 +159,8 @@ def _compressed(model: openvino.Model, compression: Compression, resize: Any, ti
         return quantize.nncf.compress_weights(model.clone())
     datamodule: Any = compression.datamodule
     images = _sample(datamodule.train_data, quantize.MAX_IMAGES, resize, tiles)
+    size = tiles.tiling.size if tiles else None
+    model = quantize.restandardized(module, model, images, compression.keep, size, input_size, **onnx_kwargs)
     if compression.kind == CompressionType.INT8_PTQ:
         return quantize.quantize(model.clone(), images, compression.keep)
     labelled = quality.labelled(datamodule, ("val", "test"))

@@ -1,12 +1,13 @@
 """INT8 that keeps the defects.
 
 A defect is a small difference of two features that are nearly equal. What compares them stays in floating point:
-normalisation, distance, standardisation and smoothing. So do depthwise convolutions, a small part of the time and
-most of the error: a sum of nine or 25 products leaves roundings little to cancel with. All else before the norms is
+normalisation, whitening, distance, standardisation, smoothing. So do depthwise convolutions, a small part of the time
+and most of the error: a sum of nine or 25 products leaves roundings little to cancel with. All else before the norms is
 quantised where activations are bounded, as EfficientNet-Lite0's. A network with unbounded ones (``keep``) stays in
 floating point, and with it the residual sums, the gates, and the first convolutions, behind which a weak texture is a
 small part of the range. Ranges are the extremes over all good images, not their averages: what is cut off at the end of
-a range is a defect.
+a range is a defect. Rounding raises distances everywhere: a map that compares them with those of good images compares
+them with good images in INT8.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +16,13 @@ from typing import Any
 import nncf
 import numpy as np
 import openvino
+import torch
+from anomalib.models import AnomalibModule
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
+from anomalib_mixedteacher.components.standardized_map import StandardizedMap
 from anomalib_mixedteacher.errors import ConfigurationError
+from anomalib_mixedteacher.export.graph import network
 from anomalib_mixedteacher.export.quality import Images, compile_exactly
 
 MAX_IMAGES = 300  # what NNCF recommends; statistics hardly change with more
@@ -83,6 +88,44 @@ def quantize(model: openvino.Model, images: Sequence[Images], keep: Sequence[str
     """
     settings = _settings(model, images, keep)
     return nncf.quantize(model, _dataset(images), advanced_parameters=_advanced(), **settings)
+
+
+def restandardized(
+    module: AnomalibModule,
+    reference: openvino.Model,
+    images: Sequence[Images],
+    keep: Sequence[str] = (),
+    tile_size: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    **onnx_kwargs: Any,
+) -> openvino.Model:
+    """Convert a network anew, with the statistics that its distances have on good images once it is quantised.
+
+    Args:
+        module: A trained model.
+        reference: Its network, as it is.
+        images: Good images of shape ``(1, 3, H, W)`` in ``[0, 1]``.
+        keep: See :func:`float_nodes`.
+        tile_size: Side in pixels of the images, if they are tiles.
+        input_size: See :func:`~anomalib_mixedteacher.export.graph.network`.
+        onnx_kwargs: Likewise.
+
+    Returns:
+        The network, not quantised; as it was where it does not compare with good images.
+    """
+    generator: Any = getattr(module.model, "anomaly_map_generator", None)
+    if not isinstance(generator, StandardizedMap) or not generator.needs_good_statistics:
+        return reference
+    small = quantize(reference.clone(), images, keep)
+    logarithm = next(n for n in small.get_ops() if n.get_type_name() == "Log" and len(n.output(0).partial_shape) == 4)
+    tapped = openvino.Model([openvino.opset13.result(logarithm.input_value(0))], small.get_parameters(), "distances")
+    compiled = compile_exactly(tapped)
+    before = generator.good_mean, generator.good_std
+    try:
+        generator.set_good_distances(torch.from_numpy(np.concatenate([compiled(i)[0] for i in images])), tile_size)
+        return network(module, input_size, **onnx_kwargs)
+    finally:
+        generator.good_mean, generator.good_std = before
 
 
 def quantize_accurately(
