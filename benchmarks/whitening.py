@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the sets")
     parser.add_argument("--output", type=Path, required=True, help="lines of results, added to")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["fabric_03", "commutator"])
-    parser.add_argument("--ridges", nargs="+", type=float, default=[0.01, 0.1, 1000])
+    parser.add_argument("--ridges", nargs="+", type=float, default=[0.01, 0.1, 1.0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=50)
     options = parser.parse_args()
