@@ -203,6 +203,17 @@ class TestQuantization:
         assert abs(means["ours"] - means["float"]) < 0.2 * abs(means["rounded"] - means["float"])
         assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
 
+    def test_statistics_in_int8_take_images_of_several_sizes(self, build_model):
+        """As where the transform does not resize."""
+        model = build_model("Msfd", pre_processor=PreProcessor(Compose([Normalize([0.5] * 3, [0.25] * 3)]))).eval()
+        model.model.load_teachers("packaged", [])
+        images = [torch.rand(1, 3, 64, 64).numpy(), torch.rand(1, 3, 96, 128).numpy()]
+        exact = network(model)
+        raised = quality.compile_exactly(exact)(images[0])["pred_score"]
+        ours = quality.compile_exactly(quantize.restandardized(model, exact, images))(images[0])["pred_score"]
+        assert np.isfinite(ours).all()
+        assert ours != raised
+
     def test_thresholds_are_those_of_its_own_scores(self, quantized, make_data):
         data = make_data(**SPLIT)
         data.setup()

@@ -20,6 +20,7 @@ import torch
 from anomalib.models import AnomalibModule
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
+from anomalib_mixedteacher.components.maps import bilinear_resize
 from anomalib_mixedteacher.components.standardized_map import StandardizedMap
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.export.graph import network
@@ -120,9 +121,11 @@ def restandardized(
     logarithm = next(n for n in small.get_ops() if n.get_type_name() == "Log" and len(n.output(0).partial_shape) == 4)
     tapped = openvino.Model([openvino.opset13.result(logarithm.input_value(0))], small.get_parameters(), "distances")
     compiled = compile_exactly(tapped)
+    maps = [torch.tensor(compiled(image)[0]) for image in images]
+    size = (maps[0].shape[-2], maps[0].shape[-1])  # maps of images of other sizes are brought to it
     before = generator.good_mean, generator.good_std
     try:
-        generator.set_good_distances(torch.from_numpy(np.concatenate([compiled(i)[0] for i in images])), tile_size)
+        generator.set_good_distances(torch.cat([bilinear_resize(map_, size) for map_ in maps]), tile_size)
         return network(module, input_size, **onnx_kwargs)
     finally:
         generator.good_mean, generator.good_std = before
