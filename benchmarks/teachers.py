@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--architecture", choices=("fast", "paper"), default="fast")
     parser.add_argument("--efficientnet", help="timm name of the second teacher (default: the architecture's)")
-    parser.add_argument("--efficientnet-blocks", nargs="+", type=int, default=[4, 6])
+    parser.add_argument("--efficientnet-blocks", nargs="+", type=int, help="its blocks (default: likewise)")
     parser.add_argument("--image-size", type=int, default=256)
     options = parser.parse_args()
     sets = [name for name in SETS if name in options.sets or (name in PAPER and "paper" in options.sets)]

@@ -150,13 +150,13 @@ def test_the_models_number_of_epochs_holds_where_the_trainer_has_none(
         (0, None, 32),  # in two epochs, and for the statistics behind each
         (100, Compose([RandomHorizontalFlip()]), 32),
     ],
-)  # and eight for the whitening, before training
+)
 def test_teachers_see_an_image_once_unless_it_changes(build_model, make_data, make_engine, cache, augmentations, seen):
     count = Count()
     data = make_data(train_augmentations=augmentations)
     engine = make_engine(callbacks=[count], max_epochs=2, limit_val_batches=0)
     engine.fit(model=build_model(feature_cache=cache), datamodule=data)
-    assert count.seen == 8 + seen
+    assert count.seen == seen
 
 
 def test_the_cache_changes_the_loss_by_its_rounding_only(build_model, datamodule, make_engine):

@@ -31,9 +31,13 @@ def normalized_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.T
     Returns:
         Distance of shape ``(B, H, W)``, in ``[0, 2]``; ``[0, 1]`` where no feature is negative.
     """
+    return 0.5 * normalized_difference(teacher, student).square().sum(dim=1)
+
+
+def normalized_difference(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """Difference of channel-normalised features, of their shape ``(B, C, H, W)``; in float32 at least."""
     teacher, student = _single_precision(teacher, student)
-    difference = F.normalize(teacher, dim=1) - F.normalize(student, dim=1)
-    return 0.5 * difference.square().sum(dim=1)
+    return F.normalize(teacher, dim=1) - F.normalize(student, dim=1)
 
 
 def euclidean_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

@@ -107,8 +107,7 @@ class StandardizedMap(nn.Module):
         Returns:
             Maps of shape ``(B, L, *size)``, non-negative.
         """
-        pairs = zip(teacher, student, strict=True)
-        return torch.cat([bilinear_resize(self.distance(t, s).unsqueeze(1), size) for t, s in pairs], dim=1)
+        return resized([self.distance(t, s) for t, s in zip(teacher, student, strict=True)], size)
 
     def set_good_statistics(self, features: Iterable[tuple[Features, Features]], tile_size: int | None = None) -> None:
         """Set mean and standard deviation of each layer's distance on good images, position by position.
@@ -263,6 +262,11 @@ def coarse_size(image_size: tuple[int, int]) -> tuple[int, int]:
     """Compute height and width of the fused map from the image's."""
     height, width = image_size
     return (height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE
+
+
+def resized(distances: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Resize the distances of several layers, each of shape ``(B, H, W)``, to maps of shape ``(B, L, *size)``."""
+    return torch.cat([bilinear_resize(maps.unsqueeze(1), size) for maps in distances], dim=1)
 
 
 def _log(distances: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ a range is a defect. Rounding raises distances everywhere: a map that compares t
 them with good images in INT8.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ MAX_IMAGES = 300  # what NNCF recommends; statistics hardly change with more
 BLAMED = 5
 _INERT = {"Constant", "Parameter", "Result"}
 _FLOAT_TYPES = {"Add", "AvgPool", "Multiply", "ReduceMean"}
+_WHITENING = "model.anomaly_map_generator.whitening"
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 
@@ -100,7 +102,7 @@ def restandardized(
     input_size: tuple[int, int] | None = None,
     **onnx_kwargs: Any,
 ) -> openvino.Model:
-    """Convert a network anew, with the statistics that its distances have on good images once it is quantised.
+    """Convert a network anew, with the statistics that good images give once it is quantised.
 
     Args:
         module: A trained model.
@@ -118,17 +120,25 @@ def restandardized(
     if not isinstance(generator, StandardizedMap) or not generator.needs_good_statistics:
         return reference
     small = quantize(reference.clone(), images, keep)
+    nodes = {node.get_friendly_name(): node for node in small.get_ops()}
+    labels = {label: name for name, label in _convolutions(reference).items()}
+    whitening = [nodes[labels[name]] for name in sorted(labels) if name.startswith(_WHITENING)]
     logarithm = next(n for n in small.get_ops() if n.get_type_name() == "Log" and len(n.output(0).partial_shape) == 4)
-    tapped = openvino.Model([openvino.opset13.result(logarithm.input_value(0))], small.get_parameters(), "distances")
+    taps = [node.input_value(0) for node in whitening or [logarithm]]
+    tapped = openvino.Model([openvino.opset13.result(tap) for tap in taps], small.get_parameters(), "tapped")
     compiled = compile_exactly(tapped)
-    maps = [torch.tensor(compiled(image)[0]) for image in images]
-    size = (maps[0].shape[-2], maps[0].shape[-1])  # maps of images of other sizes are brought to it
-    before = generator.good_mean, generator.good_std
+    found = [[torch.tensor(maps) for maps in compiled(image).values()] for image in images]
+    before = copy.deepcopy(generator.state_dict())
     try:
-        generator.set_good_distances(torch.cat([bilinear_resize(map_, size) for map_ in maps]), tile_size)
+        if whitening:
+            whitened: Any = generator
+            whitened.set_good_differences(found, tile_size)
+        else:
+            size = (found[0][0].shape[-2], found[0][0].shape[-1])  # maps of images of other sizes are brought to it
+            generator.set_good_distances(torch.cat([bilinear_resize(maps, size) for (maps,) in found]), tile_size)
         return network(module, input_size, **onnx_kwargs)
     finally:
-        generator.good_mean, generator.good_std = before
+        generator.load_state_dict(before)
 
 
 def quantize_accurately(

@@ -1,13 +1,16 @@
 """Anomaly map of MixedTeacher: a distance map per layer, fused and smoothed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from anomalib_mixedteacher.components.distillation_model import Features
-from anomalib_mixedteacher.components.maps import Distance, normalized_distance
-from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size
+from anomalib_mixedteacher.components.maps import normalized_difference, normalized_distance
+from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size, resized
+from anomalib_mixedteacher.components.whitening import Whitening
 
 
 class AnomalyMapGenerator(StandardizedMap):
@@ -15,7 +18,9 @@ class AnomalyMapGenerator(StandardizedMap):
 
     Each layer's distance is upsampled bilinearly. Then, by ``fusion``:
 
-    - ``"standardized_sum"`` (ours): see :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMap`.
+    - ``"standardized_sum"`` (ours): the distances are those of whitened differences, as a Mahalanobis distance
+      (:class:`~anomalib_mixedteacher.components.whitening.Whitening`), then see
+      :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMap`.
     - ``"product"`` (the official code's): :math:`m_1 \cdot s \cdot m_2 / n` with the ResNet's map :math:`m_1` and the
       EfficientNet's :math:`m_2`, sums of their layers' distances, each divided by its number of positions; :math:`n` is
       the L2 norm of :math:`m_2` along the height, :math:`s = \max m_2 - \min m_2`, here of the image, not of the batch.
@@ -26,8 +31,7 @@ class AnomalyMapGenerator(StandardizedMap):
     Args:
         fusion: How the layers' maps become one.
         sigma: Standard deviation of the smoothing, in pixels of the image; 0 for none.
-        layers: Number of maps of each teacher, the ResNet's first.
-        distance: The distance of features, position by position; the paper's by default.
+        channels: Channels of each teacher's maps, the ResNet's first; the paper's by default.
 
     Raises:
         ConfigurationError: If the fusion is unknown or sigma negative.
@@ -37,11 +41,45 @@ class AnomalyMapGenerator(StandardizedMap):
         self,
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
-        layers: Sequence[int] = (2, 2),
-        distance: Distance = normalized_distance,
+        channels: Sequence[Sequence[int]] = ((64, 128), (112, 320)),
     ) -> None:
-        super().__init__(sum(layers), fusion, sigma, distance)
-        self.layers = tuple(layers)
+        self.layers = tuple(map(len, channels))
+        super().__init__(sum(self.layers), fusion, sigma, normalized_distance)
+        whitened = chain(*channels) if self.needs_good_statistics else ()
+        self.whitening = nn.ModuleList(Whitening(count) for count in whitened)
+
+    def distance_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> torch.Tensor:
+        """Compute each layer's distance, of whitened differences where the fusion has them; see the base class."""
+        if not self.whitening:
+            return super().distance_maps(teacher, student, size)
+        return self._whitened_maps(_differences(teacher, student), size)
+
+    def set_good_statistics(self, features: Iterable[tuple[Features, Features]], tile_size: int | None = None) -> None:
+        """Fit the whitening, then set mean and deviation of the distances; see the base class."""
+        self.set_good_differences([_differences(*pair) for pair in features], tile_size)
+
+    def set_good_differences(self, differences: Sequence[Features], tile_size: int | None = None) -> None:
+        """Set the statistics from what normalised features differ by, one batch of good images after another.
+
+        The distances of either half of the images are whitened by the other half, as those of new images are.
+        """
+        size = max((maps.shape[-2], maps.shape[-1]) for maps in differences[0])
+        images = [[maps[i : i + 1] for maps in batch] for batch in differences for i in range(len(batch[0]))]
+        even, odd = images[0::2], images[1::2] or images
+        distances = []
+        for fitted, judged in ((even, odd), (odd, even)):
+            self._fit_whitening(fitted)
+            distances += [self._whitened_maps(maps, size) for maps in judged]
+        self._fit_whitening(images)
+        self.set_good_distances(torch.cat(distances), tile_size)
+
+    def _fit_whitening(self, differences: Sequence[Features]) -> None:
+        for whitening, *maps in zip(self.whitening, *differences, strict=True):
+            whitening.fit(maps)
+
+    def _whitened_maps(self, differences: Features, size: tuple[int, int]) -> torch.Tensor:
+        pairs = zip(self.whitening, differences, strict=True)
+        return resized([0.5 * whitening(maps).square().sum(dim=1) for whitening, maps in pairs], size)
 
     def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
         """Compute the official code's map, of shape ``(B, 1, H / 4, W / 4)``."""
@@ -50,3 +88,7 @@ class AnomalyMapGenerator(StandardizedMap):
         resnet, efficientnet = (part.sum(dim=1, keepdim=True) for part in (maps * weights).split(self.layers, dim=1))
         scope = efficientnet.amax(dim=(-2, -1), keepdim=True) - efficientnet.amin(dim=(-2, -1), keepdim=True)
         return self.smooth(resnet * (scope * F.normalize(efficientnet, dim=-2)))
+
+
+def _differences(teacher: Features, student: Features) -> Features:
+    return [normalized_difference(t, s) for t, s in zip(teacher, student, strict=True)]

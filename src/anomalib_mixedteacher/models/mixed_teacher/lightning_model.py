@@ -23,11 +23,12 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         teacher_weights: Where the teachers' weights come from when training starts: ``"packaged"`` (from installed
             packages, no network), ``"imagenet"`` (timm's, from its cache or the hub), ``"random"`` (comparisons), or a
             path to a file or folder. A restored checkpoint holds its teachers and needs none of these.
-        architecture: ``"fast"`` (EfficientNet-Lite0, one small student for both teachers, which learns their features
-            whitened on good images) or ``"paper"`` (EfficientNet-b0, two students).
+        architecture: ``"fast"`` (EfficientNet-Lite0, one small student for both teachers) or ``"paper"``
+            (EfficientNet-b0, two students).
         resnet_layers: Layers of the ResNet-18 teacher, of 1, 2, 3. The packaged one has 1 and 2.
         efficientnet: timm name of the second teacher; the architecture's own by default.
-        efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6; 4 has stride 16, 6 has stride 32.
+        efficientnet_blocks: Blocks of the EfficientNet teacher, of 2 to 6: 3 and 4 have stride 16, 5 and 6 stride 32.
+            By default 5 in ``"fast"``, 4 and 6 in ``"paper"``.
         fusion: How distances become one map: ``"standardized_sum"`` or the official ``"product"``; see
             :class:`~.anomaly_map.AnomalyMapGenerator`.
         sigma: Standard deviation of the map's Gaussian smoothing, in pixels at the model's input size.
@@ -63,7 +64,7 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         architecture: Architecture = "fast",
         resnet_layers: Sequence[int] = (1, 2),
         efficientnet: str | None = None,
-        efficientnet_blocks: Sequence[int] = (4, 6),
+        efficientnet_blocks: Sequence[int] | None = None,
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
         image_size: tuple[int, int] | None = None,
@@ -86,7 +87,7 @@ class MixedTeacher(StandardizedMapMixin, AnomalibModule):
         )
         teachers = (architecture, resnet_layers, efficientnet, efficientnet_blocks)
         self.model = MixedTeacherModel(*teachers, fusion, sigma, tile_size, standardize)
-        self.loss = MixedTeacherLoss(self.model.anomaly_map_generator.distance)
+        self.loss = MixedTeacherLoss()
         if "lite" not in self.model.teachers["efficientnet"].backbone:
             self.float_networks = ("efficientnet",)  # INT8 cuts unbounded activations where a bright defect drives them
         self.tiles_per_image = tiles_per_image

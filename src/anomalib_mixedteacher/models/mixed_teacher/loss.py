@@ -3,7 +3,7 @@
 import torch
 
 from anomalib_mixedteacher.components.distillation_model import DistillationLoss, Features
-from anomalib_mixedteacher.components.maps import Distance, normalized_distance
+from anomalib_mixedteacher.components.maps import normalized_distance
 
 
 class MixedTeacherLoss(DistillationLoss):
@@ -11,18 +11,12 @@ class MixedTeacherLoss(DistillationLoss):
 
     .. math::  \mathcal{L} = \frac{1}{L} \sum_l \frac{1}{H_l W_l} \sum_{ij} d^l_{ij}
 
-    with the distance :math:`d^l` of map :math:`l`. The official code sums over batch and teachers. A constant factor
+    with the distance :math:`d^l` of map :math:`l` (:func:`~anomalib_mixedteacher.components.maps.normalized_distance`).
+    The official code sums over batch and teachers. A constant factor
     leaves Adam's steps as they are, so the learning rate means the same.
-
-    Args:
-        distance: The distance of features, position by position; the paper's by default.
     """
-
-    def __init__(self, distance: Distance = normalized_distance) -> None:
-        super().__init__()
-        self.distance = distance
 
     def per_image(self, teacher: Features, student: Features) -> torch.Tensor:
         """Compute the loss of each image; see :class:`DistillationLoss`."""
         maps = zip(teacher, student, strict=True)
-        return torch.stack([self.distance(t, s).mean(dim=(1, 2)) for t, s in maps]).mean(dim=0)
+        return torch.stack([normalized_distance(t, s).mean(dim=(1, 2)) for t, s in maps]).mean(dim=0)

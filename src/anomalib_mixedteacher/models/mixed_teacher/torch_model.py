@@ -1,6 +1,6 @@
 """Networks of MixedTeacher: two frozen teachers and what learns to imitate them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -9,16 +9,15 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from anomalib_mixedteacher.components.distillation_model import Features
-from anomalib_mixedteacher.components.maps import euclidean_distance, normalized_distance
 from anomalib_mixedteacher.components.standardized_map import Fusion, Standardize, StandardizedMapModel
 from anomalib_mixedteacher.components.teacher import FeatureExtractor, Teacher
 from anomalib_mixedteacher.components.weights import initialize_weights
-from anomalib_mixedteacher.components.whitening import Whitening
 from anomalib_mixedteacher.errors import ConfigurationError
 from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGenerator
 
 Architecture = Literal["fast", "paper"]
 EFFICIENTNETS = {"fast": "tf_efficientnet_lite0", "paper": "efficientnet_b0"}
+EFFICIENTNET_BLOCKS = {"fast": (5,), "paper": (4, 6)}
 STAGES = {8: 1, 16: 2, 32: 3}  # of the reduced student, by the stride of their maps
 
 
@@ -77,9 +76,8 @@ def _shortcut(entering: int, leaving: int) -> nn.Module:
 class MixedTeacherModel(StandardizedMapModel):
     """Two frozen teachers, ResNet-18 (maps pooled 2 x 2) and an EfficientNet, and what imitates them on good images.
 
-    ``"paper"`` has two students, the reduced ResNet and an EfficientNet-b0, which learn the features' directions.
-    ``"fast"`` (ours) has one reduced ResNet of half the width with a head per map, which learns the directions whitened
-    on good images. Arguments are those of :class:`~anomalib_mixedteacher.MixedTeacher`.
+    ``"paper"`` has two students, the reduced ResNet and an EfficientNet-b0. ``"fast"`` (ours) has one reduced ResNet of
+    half the width with a head per map. Arguments are those of :class:`~anomalib_mixedteacher.MixedTeacher`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices.
@@ -90,7 +88,7 @@ class MixedTeacherModel(StandardizedMapModel):
         architecture: Architecture = "fast",
         resnet_layers: Sequence[int] = (1, 2),
         efficientnet: str | None = None,
-        efficientnet_blocks: Sequence[int] = (4, 6),
+        efficientnet_blocks: Sequence[int] | None = None,
         fusion: Fusion = "standardized_sum",
         sigma: float = 4.0,
         tile_size: int | None = None,
@@ -99,6 +97,8 @@ class MixedTeacherModel(StandardizedMapModel):
         if architecture not in get_args(Architecture):
             msg = f"Unknown architecture {architecture!r}: choose one of {', '.join(get_args(Architecture))}."
             raise ConfigurationError(msg)
+        if efficientnet_blocks is None:
+            efficientnet_blocks = EFFICIENTNET_BLOCKS[architecture]
         for name, chosen, choices in (
             ("resnet_layers", resnet_layers, {1, 2, 3}),
             ("efficientnet_blocks", efficientnet_blocks, {2, 3, 4, 5, 6}),
@@ -124,24 +124,5 @@ class MixedTeacherModel(StandardizedMapModel):
                 "resnet": ReducedResNet(maps[: len(resnet_layers)]),
                 "efficientnet": FeatureExtractor(teachers["efficientnet"].backbone, blocks),
             }
-        layers = (len(resnet_layers), len(efficientnet_blocks))
-        distance = euclidean_distance if architecture == "fast" else normalized_distance
-        generator = AnomalyMapGenerator(fusion, sigma, layers, distance)
+        generator = AnomalyMapGenerator(fusion, sigma, [teacher.channels for teacher in teachers.values()])
         super().__init__(teachers, students, generator, tile_size, standardize)
-        whitened = maps if architecture == "fast" else []
-        self.whitening = nn.ModuleList(Whitening(channels) for _, channels in whitened)
-
-    def load_teachers(self, source: str, images: Iterable[torch.Tensor]) -> None:
-        """Load the teachers' weights, and fit the whitening to their features of good images; see the base class."""
-        batches = list(images) if source == "random" or self.whitening else []
-        super().load_teachers(source, batches)
-        features = [super(MixedTeacherModel, self).teacher_features(batch) for batch in batches]
-        for whitening, *maps in zip(self.whitening, *features, strict=False):
-            whitening.fit(maps)
-
-    def teacher_features(self, images: torch.Tensor) -> Features:
-        """Compute the teachers' feature maps, whitened in the fast architecture; see the base class."""
-        features = super().teacher_features(images)
-        if not self.whitening:
-            return features
-        return [whitening(maps) for whitening, maps in zip(self.whitening, features, strict=True)]
