@@ -1,25 +1,33 @@
-"""How distances become a map and a score: the alternatives, judged on the distances of trained models.
+"""How features become a map and a score: the alternatives, judged on the features of trained models.
 
     python benchmarks/teachers.py --output runs/teachers.jsonl --sources packaged --checkpoints runs/checkpoints
     python benchmarks/map_choices.py runs/checkpoints/*-0-packaged-fast.ckpt --output runs/map_choices.md
 
 Each choice differs from the default in one respect. Image AUROC, pixel AUROC and PRO are means over the checkpoints'
 sets (those of benchmarks/teachers.py), at 64 x 64, of one half of each test set and of the other: choose on the first,
-report the second. A defect belongs to both halves with its images only, every second one.
+report the second. A defect belongs to both halves with its images only, every second one. Without a student, the mean
+direction of the good images' features stands in its place.
 """
 
 import argparse
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from anomalib.data import AnomalibDataset
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.benchmark.scores import Predictions, region_overlap, summarize
+from anomalib_mixedteacher.components import whitening
+from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES
+from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.maps import gaussian_smoothing
 from teachers import restore
 
@@ -37,9 +45,15 @@ def root_mean_power(power: int) -> Score:
     return lambda layers: layers.pow(power).mean(dim=1).pow(1 / power)
 
 
-DEFAULT: dict[str, Any] = {"fuse": root_mean_power(1), "sigma": 4.0, "score": highest(0), "log": True}
+DEFAULT: dict[str, Any] = {"ridge": 0.1, "student": True, "log": True, "sigma": 4.0}
+DEFAULT |= {"fuse": root_mean_power(1), "score": highest(0)}
 CHOICES: dict[str, dict[str, Any]] = {
-    "default: logarithms, mean of layers, sigma 4, maximum": {},
+    "default: whitened, logarithms, mean of layers, sigma 4, maximum": {},
+    "not whitened": {"ridge": 1e9},
+    "whitened with a ridge of 0.01": {"ridge": 0.01},
+    "whitened with a ridge of 1": {"ridge": 1.0},
+    "no student, whitened": {"student": False},
+    "no student, not whitened": {"student": False, "ridge": 1e9},
     "distances themselves": {"log": False},
     "root mean square of layers": {"fuse": root_mean_power(2)},
     "highest layer": {"fuse": lambda layers: layers.amax(dim=1)},
@@ -50,36 +64,74 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-@torch.no_grad()
-def distances(path: Path, data: Path) -> tuple[torch.Tensor, ...]:
-    """Give distances of the test set, labels, masks, and mean and deviation of good images."""
-    restored, datamodule = restore(path, data)
-    module: Any = restored.eval()
-    generator = module.model.anomaly_map_generator
-    maps, labels, masks = [], [], []
-    for batch in datamodule.test_dataloader():
-        mask = torch.zeros_like(batch.image[:, 0], dtype=torch.bool) if batch.gt_mask is None else batch.gt_mask
-        images, mask = module.pre_processor.transform(batch.image, Mask(mask))
-        features = module.model.teacher_features(images), module.model.student_features(images)
-        maps.append(generator.distance_maps(*features, SIZE))
-        labels.append(batch.gt_label.int())
-        masks.append(F.adaptive_max_pool2d(mask.reshape(len(images), 1, *mask.shape[-2:]).float(), SIZE)[:, 0].int())
-    good = (F.interpolate(value[None], SIZE, mode="bilinear")[0] for value in (generator.good_mean, generator.good_std))
-    return torch.cat(maps), torch.cat(labels), torch.cat(masks), *good
+@dataclass
+class Seen:
+    """Features of teacher and student on images, labels, and masks of the maps' size."""
+
+    teacher: Features
+    student: Features
+    labels: torch.Tensor
+    masks: torch.Tensor
 
 
-def judge(choice: dict[str, Any], data: Iterable[torch.Tensor]) -> list[list[float]]:
+class Trained:
+    """A trained model's features of good images and of its test set."""
+
+    def __init__(self, path: Path, data: Path) -> None:
+        restored, datamodule = restore(path, data)
+        self.module: Any = restored.eval()
+        count = len(datamodule.train_data)
+        chosen = np.linspace(0, count - 1, min(count, STATISTICS_IMAGES)).round().astype(int).tolist()
+        self.good, self.test = self.look(datamodule.train_data.subsample(chosen)), self.look(datamodule.test_data)
+
+    @torch.no_grad()
+    def look(self, dataset: AnomalibDataset) -> Seen:
+        """Give the features of a data set."""
+        teacher, student, labels, masks = [], [], [], []
+        for batch in DataLoader(dataset, batch_size=8, collate_fn=dataset.collate_fn):
+            mask = torch.zeros_like(batch.image[:, 0], dtype=torch.bool) if batch.gt_mask is None else batch.gt_mask
+            images, mask = self.module.pre_processor.transform(batch.image, Mask(mask))
+            teacher.append(self.module.model.teacher_features(images))
+            student.append(self.module.model.student_features(images))
+            labels.append(batch.gt_label.int())
+            mask = mask.reshape(len(images), 1, *mask.shape[-2:]).float()
+            masks.append(F.adaptive_max_pool2d(mask, SIZE)[:, 0].int())
+        teachers, students = ([torch.cat(maps) for maps in zip(*some, strict=True)] for some in (teacher, student))
+        return Seen(teachers, students, torch.cat(labels), torch.cat(masks))
+
+    @torch.no_grad()
+    def distances(self, ridge: float, student: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give the distances of the test set, and mean and deviation of good images."""
+        generator = self.module.model.anomaly_map_generator
+        good, test = self.good, self.test
+        whitening._RIDGE = ridge
+        directions = [F.normalize(maps, dim=1).mean(dim=(0, 2, 3), keepdim=True) for maps in good.teacher]
+        good_student, test_student = (
+            seen.student
+            if student
+            else [mean.expand_as(maps) for mean, maps in zip(directions, seen.teacher, strict=True)]
+            for seen in (good, test)
+        )
+        generator.set_good_statistics([(good.teacher, good_student)])
+        moments = (
+            F.interpolate(part[None], SIZE, mode="bilinear")[0] for part in (generator.good_mean, generator.good_std)
+        )
+        return generator.distance_maps(test.teacher, test_student, SIZE), *moments
+
+
+def judge(choice: dict[str, Any], trained: Trained) -> list[list[float]]:
     """Give image AUROC, pixel AUROC and PRO of either half of a test set."""
     given = DEFAULT | choice
-    maps, labels, masks, mean, std = data
+    maps, mean, std = trained.distances(given["ridge"], given["student"])
     if given["log"]:
         variance = (std / mean).square().log1p()
-        layers = (maps.log() - mean.log() + variance / 2) / variance.sqrt()
+        layers = (maps.clamp(min=1e-6).log() - mean.log() + variance / 2) / variance.sqrt()
     else:
         layers = (maps - mean) / std
     fused = given["fuse"](layers.clamp(min=0))[:, None]
     fused = gaussian_smoothing(given["sigma"] / 4)(fused)[:, 0]
     scores = given["score"](fused)
+    labels, masks = trained.test.labels, trained.test.masks
     # the halves have the same share of defects
     order = labels.argsort(stable=True)
     found = []
@@ -99,14 +151,19 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    sets = [distances(path, options.data) for path in options.checkpoints]
-    lines = [f"| mean of {len(sets)} | image AUROC | pixel AUROC | PRO | the other half: image | pixel | PRO |"]
+    found: dict[str, list[list[list[float]]]] = {name: [] for name in CHOICES}
+    for path in options.checkpoints:
+        trained = Trained(path, options.data)
+        for name, choice in CHOICES.items():
+            found[name].append(judge(choice, trained))
+        print(f"{path.name} is judged", flush=True)
+    lines = [f"| mean of {len(options.checkpoints)} | image | pixel | PRO | the other half: image | pixel | PRO |"]
     lines += ["| --- |" + " --- |" * 6]
-    for name, choice in CHOICES.items():
-        means = torch.tensor([judge(choice, data) for data in sets]).mean(dim=0).flatten().tolist()
+    for name, rows in found.items():
+        means = torch.tensor(rows).mean(dim=0).flatten().tolist()
         lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in means) + " |")
-        print(lines[-1], flush=True)
     options.output.write_text("### Choices\n\n" + "\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
