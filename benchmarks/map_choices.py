@@ -49,11 +49,11 @@ DEFAULT: dict[str, Any] = {"ridge": 0.1, "student": True, "log": True, "sigma": 
 DEFAULT |= {"fuse": root_mean_power(1), "score": highest(0)}
 CHOICES: dict[str, dict[str, Any]] = {
     "default: whitened, logarithms, mean of layers, sigma 4, maximum": {},
-    "not whitened": {"ridge": 1e9},
+    "not whitened": {"ridge": 1e3},
     "whitened with a ridge of 0.01": {"ridge": 0.01},
     "whitened with a ridge of 1": {"ridge": 1.0},
     "no student, whitened": {"student": False},
-    "no student, not whitened": {"student": False, "ridge": 1e9},
+    "no student, not whitened": {"student": False, "ridge": 1e3},
     "distances themselves": {"log": False},
     "root mean square of layers": {"fuse": root_mean_power(2)},
     "highest layer": {"fuse": lambda layers: layers.amax(dim=1)},

@@ -38,7 +38,8 @@ class Whitening(nn.Module):
         From few images the moments fit these images best: their own whitened differences are smaller than those of
         others.
         """
-        parts = [maps.double().transpose(0, 1).flatten(1) for maps in differences]
+        # not every device has float64
+        parts = [maps.to("cpu", torch.float64).transpose(0, 1).flatten(1) for maps in differences]
         count = sum(part.shape[1] for part in parts)
         variances, axes = torch.linalg.eigh(torch.stack([part @ part.T for part in parts]).sum(dim=0) / count)
         ridge = _RIDGE * variances.mean().clamp(min=_LEAST_MOMENT)
