@@ -45,12 +45,11 @@ class AnomalyMapGenerator(StandardizedMap):
     ) -> None:
         self.layers = tuple(map(len, channels))
         super().__init__(sum(self.layers), fusion, sigma, normalized_distance)
-        whitened = chain(*channels) if self.needs_good_statistics else ()
-        self.whitening = nn.ModuleList(Whitening(count) for count in whitened)
+        self.whitening = nn.ModuleList(Whitening(count) for count in chain(*channels))
 
     def distance_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> torch.Tensor:
         """Compute each layer's distance, of whitened differences where the fusion has them; see the base class."""
-        if not self.whitening:
+        if not self.needs_good_statistics:
             return super().distance_maps(teacher, student, size)
         return self._whitened_maps(_differences(teacher, student), size)
 
