@@ -1,5 +1,6 @@
 """The lean OpenVINO export: what is in it, INT8, what is refused, and what a kill leaves behind."""
 
+import copy
 import logging
 
 import numpy as np
@@ -189,11 +190,12 @@ class TestQuantization:
         data = make_data(**SPLIT)
         data.setup()
         images = [image for image, _ in quality.batches(data.train_data, resize_of(module))]
-        before = module.model.state_dict()
+        before = copy.deepcopy(module.model.state_dict())
+        anew = quantize.restandardized(module, exact, images)
         graphs = {
             "float": exact,
             "rounded": quantize.quantize(exact.clone(), images),
-            "ours": quantize.quantize(quantize.restandardized(module, exact, images), images),
+            "ours": quantize.quantize(anew.clone(), images),
         }
         means = {}
         for name, graph in graphs.items():
@@ -202,6 +204,12 @@ class TestQuantization:
         assert means["rounded"] > means["float"]
         assert abs(means["ours"] - means["float"]) < 0.2 * abs(means["rounded"] - means["float"])
         assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
+        whitening, of_float = (
+            {node.get_friendly_name(): node.data for node in graph.get_ops() if "whitening" in node.get_friendly_name()}
+            for graph in (anew, exact)
+        )
+        assert len(whitening) == len(of_float) == 3
+        assert not any(np.allclose(whitening[name], of_float[name], rtol=1e-3) for name in of_float)  # found anew
 
     def test_statistics_in_int8_take_images_of_several_sizes(self, build_model):
         """As where the transform does not resize."""

@@ -6,8 +6,8 @@ and most of the error: a sum of nine or 25 products leaves roundings little to c
 quantised where activations are bounded, as EfficientNet-Lite0's. A network with unbounded ones (``keep``) stays in
 floating point, and with it the residual sums, the gates, and the first convolutions, behind which a weak texture is a
 small part of the range. Ranges are the extremes over all good images, not their averages: what is cut off at the end of
-a range is a defect. Rounding raises distances everywhere: a map that compares them with those of good images compares
-them with good images in INT8.
+a range is a defect. Rounding changes what teacher and student differ by. So a map that compares with good images
+compares with good images in INT8, whitening included.
 """
 
 import copy

@@ -168,9 +168,7 @@ def test_statistics_of_tiles_are_those_of_all_positions_but_the_border(features)
     teacher, student = each(lambda map_: F.interpolate(map_, size=(16, 24)), *features)
     generator = AnomalyMapGenerator(sigma=0).double()
     generator.set_good_statistics([(teacher, student)], tile_size=256)
-    maps = np.stack(
-        reference_crossed_layers([(teacher, student)], (16, 24))
-    )  # 32 of 256 pixels are an eighth of a side
+    maps = np.stack(reference_crossed_layers([(teacher, student)], (16, 24)))
     for found, moment in ((generator.good_mean, np.mean), (generator.good_std, np.std)):
         of_all = moment(maps[..., 2:-2, 3:-3], axis=(1, 2, 3))  # 32 of 256 pixels are an eighth of a side
         np.testing.assert_allclose(found[:, 2:-2, 3:-3], np.broadcast_to(of_all[:, None, None], (4, 12, 18)), rtol=1e-9)

@@ -12,8 +12,8 @@ class MixedTeacherLoss(DistillationLoss):
     .. math::  \mathcal{L} = \frac{1}{L} \sum_l \frac{1}{H_l W_l} \sum_{ij} d^l_{ij}
 
     with the distance :math:`d^l` of map :math:`l` (:func:`~anomalib_mixedteacher.components.maps.normalized_distance`).
-    The official code sums over batch and teachers. A constant factor
-    leaves Adam's steps as they are, so the learning rate means the same.
+    The official code sums over batch and teachers. A constant factor leaves Adam's steps as they are, so the learning
+    rate means the same.
     """
 
     def per_image(self, teacher: Features, student: Features) -> torch.Tensor:
