@@ -5,8 +5,7 @@
 
 Each choice differs from the default in one respect. Image AUROC, pixel AUROC and PRO are means over the checkpoints'
 sets (those of benchmarks/teachers.py), at 64 x 64, of one half of each test set and of the other: choose on the first,
-report the second. A defect belongs to both halves with its images only, every second one. Without a student, the mean
-direction of the good images' features stands in its place.
+report the second. A defect belongs to both halves with its images only, every second one.
 """
 
 import argparse
@@ -45,16 +44,17 @@ def root_mean_power(power: int) -> Score:
     return lambda layers: layers.pow(power).mean(dim=1).pow(1 / power)
 
 
-DEFAULT: dict[str, Any] = {"ridge": 0.1, "student": True, "log": True, "sigma": 4.0}
+KINDS = ("students", "good")  # features that the distances are from, in the order of the maps
+DEFAULT: dict[str, Any] = {"ridge": 0.1, "distances": KINDS, "log": True, "sigma": 4.0}
 DEFAULT |= {"fuse": root_mean_power(1), "score": highest(0)}
 CHOICES: dict[str, dict[str, Any]] = {
     "default: whitened, logarithms, mean of layers, sigma 4, maximum": {},
     "not whitened": {"ridge": 1e3},
     "whitened with a ridge of 0.01": {"ridge": 0.01},
     "whitened with a ridge of 1": {"ridge": 1.0},
-    "no student, whitened": {"student": False},
-    "no student, not whitened": {"student": False, "ridge": 1e3},
-    "distances themselves": {"log": False},
+    "distances from the students alone": {"distances": ("students",)},
+    "distances from good features alone": {"distances": ("good",)},
+    "no logarithms": {"log": False},
     "root mean square of layers": {"fuse": root_mean_power(2)},
     "highest layer": {"fuse": lambda layers: layers.amax(dim=1)},
     "no smoothing": {"sigma": 0.0},
@@ -100,29 +100,23 @@ class Trained:
         return Seen(teachers, students, torch.cat(labels), torch.cat(masks))
 
     @torch.no_grad()
-    def distances(self, ridge: float, student: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def distances(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give the distances of the test set, and mean and deviation of good images."""
         generator = self.module.model.anomaly_map_generator
-        good, test = self.good, self.test
         whitening._RIDGE = ridge
-        directions = [F.normalize(maps, dim=1).mean(dim=(0, 2, 3), keepdim=True) for maps in good.teacher]
-        good_student, test_student = (
-            seen.student
-            if student
-            else [mean.expand_as(maps) for mean, maps in zip(directions, seen.teacher, strict=True)]
-            for seen in (good, test)
-        )
-        generator.set_good_statistics([(good.teacher, good_student)])
+        generator.set_good_statistics([(self.good.teacher, self.good.student)])
         moments = (
             F.interpolate(part[None], SIZE, mode="bilinear")[0] for part in (generator.good_mean, generator.good_std)
         )
-        return generator.distance_maps(test.teacher, test_student, SIZE), *moments
+        return generator.distance_maps(self.test.teacher, self.test.student, SIZE), *moments
 
 
 def judge(choice: dict[str, Any], trained: Trained) -> list[list[float]]:
     """Give image AUROC, pixel AUROC and PRO of either half of a test set."""
     given = DEFAULT | choice
-    maps, mean, std = trained.distances(given["ridge"], given["student"])
+    maps, mean, std = trained.distances(given["ridge"])
+    chosen = [KINDS.index(name) for name in given["distances"]]
+    maps, mean, std = (part.unflatten(-3, (2, -1))[..., chosen, :, :, :].flatten(-4, -3) for part in (maps, mean, std))
     if given["log"]:
         variance = (std / mean).square().log1p()
         layers = (maps.clamp(min=1e-6).log() - mean.log() + variance / 2) / variance.sqrt()

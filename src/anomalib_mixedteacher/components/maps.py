@@ -31,13 +31,12 @@ def normalized_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.T
     Returns:
         Distance of shape ``(B, H, W)``, in ``[0, 2]``; ``[0, 1]`` where no feature is negative.
     """
-    return 0.5 * normalized_difference(teacher, student).square().sum(dim=1)
+    return 0.5 * (direction(teacher) - direction(student)).square().sum(dim=1)
 
 
-def normalized_difference(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """Difference of channel-normalised features, of their shape ``(B, C, H, W)``; in float32 at least."""
-    teacher, student = _single_precision(teacher, student)
-    return F.normalize(teacher, dim=1) - F.normalize(student, dim=1)
+def direction(features: torch.Tensor) -> torch.Tensor:
+    """Channel-normalised features, of their shape ``(B, C, H, W)``; in float32 at least."""
+    return F.normalize(_single_precision(features), dim=1)
 
 
 def euclidean_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
@@ -57,14 +56,11 @@ def euclidean_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Te
     Returns:
         Distance of shape ``(B, H, W)``, non-negative and without bound.
     """
-    teacher, student = _single_precision(teacher, student)
-    return (teacher - student).square().mean(dim=1)
+    return (_single_precision(teacher) - _single_precision(student)).square().mean(dim=1)
 
 
-def _single_precision(teacher: torch.Tensor, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bring both to the wider of their types, at least float32."""
-    dtype = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
-    return teacher.to(dtype), student.to(dtype)
+def _single_precision(features: torch.Tensor) -> torch.Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def bilinear_resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -31,7 +31,7 @@ MAX_IMAGES = 300  # what NNCF recommends; statistics hardly change with more
 BLAMED = 5
 _INERT = {"Constant", "Parameter", "Result"}
 _FLOAT_TYPES = {"Add", "AvgPool", "Multiply", "ReduceMean"}
-_WHITENING = "model.anomaly_map_generator.whitening"
+_WHITENING = "model.anomaly_map_generator.whitening."
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 
@@ -122,7 +122,8 @@ def restandardized(
     small = quantize(reference.clone(), images, keep)
     nodes = {node.get_friendly_name(): node for node in small.get_ops()}
     labels = {label: name for name, label in _convolutions(reference).items()}
-    whitening = [nodes[labels[name]] for name in sorted(labels) if name.startswith(_WHITENING)]
+    numbered = sorted((int(name.removeprefix(_WHITENING)), name) for name in labels if name.startswith(_WHITENING))
+    whitening = [nodes[labels[name]] for _, name in numbered]
     logarithm = next(n for n in small.get_ops() if n.get_type_name() == "Log" and len(n.output(0).partial_shape) == 4)
     taps = [node.input_value(0) for node in whitening or [logarithm]]
     tapped = openvino.Model([openvino.opset13.result(tap) for tap in taps], small.get_parameters(), "tapped")
@@ -132,7 +133,7 @@ def restandardized(
     try:
         if whitening:
             whitened: Any = generator
-            whitened.set_good_differences(found, tile_size)
+            whitened.set_good_comparisons(found, tile_size)
         else:
             size = (found[0][0].shape[-2], found[0][0].shape[-1])  # maps of images of other sizes are brought to it
             generator.set_good_distances(torch.cat([bilinear_resize(maps, size) for (maps,) in found]), tile_size)

@@ -1,4 +1,4 @@
-"""Whitening against numpy's second moments."""
+"""Whitening against numpy's covariance."""
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ def test_squared_norm_is_the_mahalanobis_distance_with_a_ridge():
     whitening = Whitening(5).double()
     whitening.fit(maps)
     vectors = np.concatenate([map_.numpy().transpose(0, 2, 3, 1).reshape(-1, 5) for map_ in maps])
-    moments = vectors.T @ vectors / len(vectors)
-    inverse = np.linalg.inv(moments + 0.1 * np.trace(moments) / 5 * np.eye(5))
-    expected = np.einsum("bchw,cd,bdhw->bhw", maps[0].numpy(), inverse, maps[0].numpy())
+    covariance = np.cov(vectors.T, bias=True)
+    inverse = np.linalg.inv(covariance + 0.1 * np.trace(covariance) / 5 * np.eye(5))
+    centred = maps[0].numpy() - vectors.mean(axis=0)[:, None, None]
+    expected = np.einsum("bchw,cd,bdhw->bhw", centred, inverse, centred)
     np.testing.assert_allclose(whitening(maps[0]).square().sum(dim=1).numpy(), expected, rtol=1e-10)
 
 
-def test_channels_without_difference_stay_finite():
+def test_channels_that_do_not_vary_stay_finite():
     whitening = Whitening(5).double()
     maps = correlated_maps((8, 8))
     maps[0][:, 2:] = 0  # channels that a teacher never uses here
@@ -35,7 +36,7 @@ def test_channels_without_difference_stay_finite():
     assert none(torch.ones(2, 5, 4, 4)).isfinite().all()
 
 
-def test_mixed_precision_does_not_round_whitened_differences():
+def test_mixed_precision_does_not_round_whitened_maps():
     maps = correlated_maps((6, 4))[0].float()
     whitening = Whitening(5)
     whitening.fit([maps])
@@ -44,6 +45,6 @@ def test_mixed_precision_does_not_round_whitened_differences():
     assert torch.equal(rounded, whitening(maps))
 
 
-def test_differences_stay_as_they_are_until_fitted():
+def test_maps_stay_as_they_are_until_fitted():
     maps = correlated_maps((6, 4))[0]
     np.testing.assert_allclose(Whitening(5).double()(maps).numpy(), maps.numpy(), rtol=1e-12)

@@ -16,7 +16,7 @@ from anomalib_mixedteacher.models.mixed_teacher.loss import MixedTeacherLoss
 from anomalib_mixedteacher.models.mixed_teacher.torch_model import MixedTeacherModel, ReducedResNet
 
 SHAPES = [(64, 8, 12), (128, 4, 6), (112, 4, 6), (320, 2, 3)]  # at 64 x 96
-IMAGE, FINEST = (64, 96), (8, 12)
+IMAGE, COARSE, FINEST = (64, 96), (16, 24), (8, 12)
 FUSIONS = ["product", "standardized_sum"]
 
 
@@ -74,20 +74,23 @@ def reference_layers(teacher, student, size) -> list[np.ndarray]:
 
 
 def reference_whitened_layers(good, batches, size) -> list[np.ndarray]:
-    """Each layer's distance map of all batches, as a Mahalanobis distance of what good features differ by."""
+    """Each layer's Mahalanobis distances of all batches: of what features differ by, then of the teacher's."""
 
-    def differences(pairs):
-        for layer in zip(*(zip(*pair, strict=True) for pair in pairs), strict=True):
-            yield np.concatenate([unit(t.numpy()) - unit(s.numpy()) for t, s in layer])
+    def compared(pairs):
+        for own in (1, 0):
+            for layer in zip(*(zip(*pair, strict=True) for pair in pairs), strict=True):
+                yield np.concatenate([unit(t.numpy()) - own * unit(s.numpy()) for t, s in layer])
 
     def unit(features):
         return features / np.sqrt((features**2).sum(1, keepdims=True))
 
     layers = []
-    for fitted, layer in zip(differences(good), differences(batches), strict=True):
-        moments = np.einsum("bchw,bdhw->cd", fitted, fitted) / (fitted.size / fitted.shape[1])
-        inverse = np.linalg.inv(moments + 0.1 * np.trace(moments) / len(moments) * np.eye(len(moments)))
-        distance = 0.5 * np.einsum("bchw,cd,bdhw->bhw", layer, inverse, layer)
+    for fitted, layer in zip(compared(good), compared(batches), strict=True):
+        vectors = fitted.transpose(1, 0, 2, 3).reshape(fitted.shape[1], -1)
+        covariance = np.cov(vectors, bias=True)
+        inverse = np.linalg.inv(covariance + 0.1 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+        centred = layer - vectors.mean(axis=1)[:, None, None]
+        distance = 0.5 * np.einsum("bchw,cd,bdhw->bhw", centred, inverse, centred)
         layers.append(reference_upsample(distance, size))
     return layers
 
@@ -100,10 +103,8 @@ def reference_crossed_layers(batches, size) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in crossed]
 
 
-def reference_map(teacher, student, fusion: str, sigma: float, mean, std) -> np.ndarray:
-    """Fused and smoothed at a quarter of the image's sides; mean and std of good maps (4, h, w)."""
-    size = (IMAGE[0] // 4, IMAGE[1] // 4)
-    layers = reference_layers(teacher, student, size)
+def reference_map(layers, fusion: str, sigma: float, mean, std) -> np.ndarray:
+    """Layers fused and smoothed at a quarter of the image's sides; mean and std of good maps (layers, h, w)."""
     fused = np.zeros_like(layers[0])
     for b in range(len(fused)):  # image by image: the scope is the image's own
         if fusion == "product":
@@ -113,9 +114,9 @@ def reference_map(teacher, student, fusion: str, sigma: float, mean, std) -> np.
             fused[b] = m1 * ((m2.max() - m2.min()) * m2 / norm)
         else:
             for index, layer in enumerate(layers):
-                m, s = (reference_upsample(good[index : index + 1], size)[0] for good in (mean, std))
+                m, s = (reference_upsample(good[index : index + 1], COARSE)[0] for good in (mean, std))
                 location, variance = np.log(m**2 / np.hypot(m, s)), np.log((m**2 + s**2) / m**2)
-                fused[b] += np.maximum((np.log(layer[b]) - location) / np.sqrt(variance), 0) / 4
+                fused[b] += np.maximum((np.log(layer[b]) - location) / np.sqrt(variance), 0) / len(layers)
     return gaussian_filter(fused, (0, sigma / 4, sigma / 4), mode="mirror", truncate=4.0)
 
 
@@ -133,12 +134,16 @@ def test_loss_equals_reference(features):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_map_equals_reference(features, fusion, sigma):
     generator = AnomalyMapGenerator(fusion, sigma).double()
-    mean, std = np.random.default_rng(5).uniform(0.3, 0.7, (2, 4, 4, 6))
+    good = (random_features(2, 2), random_features(3, 2))
+    generator.set_good_statistics([good])
+    mean, std = np.random.default_rng(5).uniform(30, 70, (2, 8, 4, 6))
     generator.good_mean, generator.good_std = torch.from_numpy(mean), torch.from_numpy(std)
     result = generator(*features, IMAGE)
-    assert result.shape == (3, 1, 16, 24)
+    assert result.shape == (3, 1, *COARSE)
+    paper = fusion == "product"
+    layers = reference_layers(*features, COARSE) if paper else reference_whitened_layers([good], [features], COARSE)
     # 2e-6: anomalib's Gaussian kernel is a float32 buffer
-    np.testing.assert_allclose(result[:, 0].numpy(), reference_map(*features, fusion, sigma, mean, std), rtol=2e-6)
+    np.testing.assert_allclose(result[:, 0].numpy(), reference_map(layers, fusion, sigma, mean, std), rtol=2e-6)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -171,7 +176,7 @@ def test_statistics_of_tiles_are_those_of_all_positions_but_the_border(features)
     maps = np.stack(reference_crossed_layers([(teacher, student)], (16, 24)))
     for found, moment in ((generator.good_mean, np.mean), (generator.good_std, np.std)):
         of_all = moment(maps[..., 2:-2, 3:-3], axis=(1, 2, 3))  # 32 of 256 pixels are an eighth of a side
-        np.testing.assert_allclose(found[:, 2:-2, 3:-3], np.broadcast_to(of_all[:, None, None], (4, 12, 18)), rtol=1e-9)
+        np.testing.assert_allclose(found[:, 2:-2, 3:-3], np.broadcast_to(of_all[:, None, None], (8, 12, 18)), rtol=1e-9)
     border = np.ones((16, 24), bool)
     border[2:-2, 3:-3] = False
     np.testing.assert_allclose(generator.good_mean.numpy()[:, border], maps.mean(axis=1)[:, border], rtol=1e-9)
@@ -259,7 +264,7 @@ def test_statistics_of_several_sizes_and_from_a_checkpoint(features):
     generator, restored = AnomalyMapGenerator().double(), AnomalyMapGenerator().double()
     larger = each(lambda map_: F.interpolate(map_, scale_factor=2), *features)
     generator.set_good_statistics([features, larger])
-    assert generator.good_mean.shape == generator.good_std.shape == (4, *FINEST)
+    assert generator.good_mean.shape == generator.good_std.shape == (8, *FINEST)
     restored.load_state_dict(generator.state_dict())
     assert torch.equal(restored(*larger, (128, 192)), generator(*larger, (128, 192)))
 
@@ -267,7 +272,7 @@ def test_statistics_of_several_sizes_and_from_a_checkpoint(features):
 @pytest.mark.parametrize("width", [1.0, 0.5])
 def test_reduced_student_equals_reference(images, width):
     """Stem of a ResNet, one basic block of stride 2 a stage, a 1 x 1 head where channels differ."""
-    maps = [(1, 64), (2, 128), (2, 112), (3, 320)]
+    maps = [(0, 64), (1, 64), (2, 128), (2, 112), (3, 320)]
     student = ReducedResNet(maps, width).double().eval()
     p = student.state_dict()
 
@@ -283,13 +288,13 @@ def test_reduced_student_equals_reference(images, width):
     stages = [F.max_pool2d(x, 3, 2, 1)]
     for index in range(3):
         stages.append(block(stages[-1], f"stages.{index}"))
-    assert [stage.shape[1] for stage in stages] == [64, 64 * width, 128 * width, 256 * width]
+    assert [stage.shape[1] for stage in stages] == [64 * width, 64 * width, 128 * width, 256 * width]
     for index, (stage, channels) in enumerate(maps):
         expected = stages[stage]
         if expected.shape[1] != channels:
             expected = F.conv2d(expected, p[f"heads.{index}.weight"], p[f"heads.{index}.bias"])
         torch.testing.assert_close(student(images.double())[index], expected, rtol=1e-10, atol=1e-12)
-    assert sum(isinstance(head, nn.Conv2d) for head in student.heads) == (2 if width == 1 else 4)
+    assert sum(isinstance(head, nn.Conv2d) for head in student.heads) == (2 if width == 1 else 5)
 
 
 def test_students_start_at_kaimings_scale():
@@ -301,11 +306,11 @@ def test_students_start_at_kaimings_scale():
 @pytest.mark.parametrize(
     ("arguments", "strides"),
     [
-        ({}, [8, 16, 32]),
+        ({}, [4, 8, 32]),
         ({"architecture": "paper"}, [8, 16, 16, 32]),
-        ({"resnet_layers": [3, 1], "efficientnet_blocks": [2]}, [8, 32, 8]),
+        ({"resnet_layers": [3, 1], "efficientnet_blocks": [2]}, [4, 16, 8]),
         ({"architecture": "paper", "resnet_layers": [2], "efficientnet_blocks": [3, 5]}, [16, 16, 32]),
-        ({"efficientnet": "tf_efficientnet_b0", "efficientnet_blocks": [4, 5]}, [8, 16, 16, 32]),
+        ({"efficientnet": "tf_efficientnet_b0", "efficientnet_blocks": [4, 5]}, [4, 8, 16, 32]),
     ],
 )
 def test_every_teacher_map_has_a_students_map_of_its_shape(arguments, strides):

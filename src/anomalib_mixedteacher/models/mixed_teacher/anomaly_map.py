@@ -1,4 +1,4 @@
-"""Anomaly map of MixedTeacher: a distance map per layer, fused and smoothed."""
+"""Anomaly map of MixedTeacher: distance maps of each layer, fused and smoothed."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from anomalib_mixedteacher.components.distillation_model import Features
-from anomalib_mixedteacher.components.maps import normalized_difference, normalized_distance
+from anomalib_mixedteacher.components.maps import direction, normalized_distance
 from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size, resized
 from anomalib_mixedteacher.components.whitening import Whitening
 
@@ -18,8 +18,9 @@ class AnomalyMapGenerator(StandardizedMap):
 
     Each layer's distance is upsampled bilinearly. Then, by ``fusion``:
 
-    - ``"standardized_sum"`` (ours): the distances are those of whitened differences, as a Mahalanobis distance
-      (:class:`~anomalib_mixedteacher.components.whitening.Whitening`), then see
+    - ``"standardized_sum"`` (ours): each layer has two Mahalanobis distances
+      (:class:`~anomalib_mixedteacher.components.whitening.Whitening`), of what teacher and student differ by, and of
+      the teacher's features from those of good images: a student may imitate a defect, too. Then see
       :class:`~anomalib_mixedteacher.components.standardized_map.StandardizedMap`.
     - ``"product"`` (the official code's): :math:`m_1 \cdot s \cdot m_2 / n` with the ResNet's map :math:`m_1` and the
       EfficientNet's :math:`m_2`, sums of their layers' distances, each divided by its number of positions; :math:`n` is
@@ -44,26 +45,29 @@ class AnomalyMapGenerator(StandardizedMap):
         channels: Sequence[Sequence[int]] = ((64, 128), (112, 320)),
     ) -> None:
         self.layers = tuple(map(len, channels))
-        super().__init__(sum(self.layers), fusion, sigma, normalized_distance)
-        self.whitening = nn.ModuleList(Whitening(count) for count in chain(*channels))
+        super().__init__(2 * sum(self.layers), fusion, sigma, normalized_distance)
+        self.whitening = nn.ModuleList(Whitening(count) for count in 2 * list(chain(*channels)))
 
     def distance_maps(self, teacher: Features, student: Features, size: tuple[int, int]) -> torch.Tensor:
-        """Compute each layer's distance, of whitened differences where the fusion has them; see the base class."""
+        """Compute each layer's distances, Mahalanobis distances where the fusion has them; see the base class.
+
+        Those from the students come first, then those from good features.
+        """
         if not self.needs_good_statistics:
             return super().distance_maps(teacher, student, size)
-        return self._whitened_maps(_differences(teacher, student), size)
+        return self._whitened_maps(_compared(teacher, student), size)
 
     def set_good_statistics(self, features: Iterable[tuple[Features, Features]], tile_size: int | None = None) -> None:
         """Fit the whitening, then set mean and deviation of the distances; see the base class."""
-        self.set_good_differences([_differences(*pair) for pair in features], tile_size)
+        self.set_good_comparisons([_compared(*pair) for pair in features], tile_size)
 
-    def set_good_differences(self, differences: Sequence[Features], tile_size: int | None = None) -> None:
-        """Set the statistics from what normalised features differ by, one batch of good images after another.
+    def set_good_comparisons(self, compared: Sequence[Features], tile_size: int | None = None) -> None:
+        """Set the statistics from what is to be whitened, one batch of good images after another.
 
         The distances of either half of the images are whitened by the other half, as those of new images are.
         """
-        size = max((maps.shape[-2], maps.shape[-1]) for maps in differences[0])
-        images = [[maps[i : i + 1] for maps in batch] for batch in differences for i in range(len(batch[0]))]
+        size = max((maps.shape[-2], maps.shape[-1]) for maps in compared[0])
+        images = [[maps[i : i + 1] for maps in batch] for batch in compared for i in range(len(batch[0]))]
         even, odd = images[0::2], images[1::2] or images
         distances = []
         for fitted, judged in ((even, odd), (odd, even)):
@@ -72,12 +76,12 @@ class AnomalyMapGenerator(StandardizedMap):
         self._fit_whitening(images)
         self.set_good_distances(torch.cat(distances), tile_size)
 
-    def _fit_whitening(self, differences: Sequence[Features]) -> None:
-        for whitening, *maps in zip(self.whitening, *differences, strict=True):
+    def _fit_whitening(self, compared: Sequence[Features]) -> None:
+        for whitening, *maps in zip(self.whitening, *compared, strict=True):
             whitening.fit(maps)
 
-    def _whitened_maps(self, differences: Features, size: tuple[int, int]) -> torch.Tensor:
-        pairs = zip(self.whitening, differences, strict=True)
+    def _whitened_maps(self, compared: Features, size: tuple[int, int]) -> torch.Tensor:
+        pairs = zip(self.whitening, compared, strict=True)
         return resized([0.5 * whitening(maps).square().sum(dim=1) for whitening, maps in pairs], size)
 
     def product(self, teacher: Features, student: Features, image_size: tuple[int, int]) -> torch.Tensor:
@@ -89,5 +93,7 @@ class AnomalyMapGenerator(StandardizedMap):
         return self.smooth(resnet * (scope * F.normalize(efficientnet, dim=-2)))
 
 
-def _differences(teacher: Features, student: Features) -> Features:
-    return [normalized_difference(t, s) for t, s in zip(teacher, student, strict=True)]
+def _compared(teacher: Features, student: Features) -> Features:
+    """Give what teacher and student differ by in each layer, then the teacher's directions themselves."""
+    directions = [direction(maps) for maps in teacher]
+    return [*(t - direction(s) for t, s in zip(directions, student, strict=True)), *directions]

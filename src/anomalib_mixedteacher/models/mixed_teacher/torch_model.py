@@ -18,15 +18,15 @@ from anomalib_mixedteacher.models.mixed_teacher.anomaly_map import AnomalyMapGen
 Architecture = Literal["fast", "paper"]
 EFFICIENTNETS = {"fast": "tf_efficientnet_lite0", "paper": "efficientnet_b0"}
 EFFICIENTNET_BLOCKS = {"fast": (5,), "paper": (4, 6)}
-STAGES = {8: 1, 16: 2, 32: 3}  # of the reduced student, by the stride of their maps
+STAGES = {4: 0, 8: 1, 16: 2, 32: 3}  # of the reduced student, by the stride of their maps
 
 
 class ReducedResNet(nn.Module):
     """The paper's reduced residual student: a ResNet stem, then one basic block per stage, each with stride 2.
 
-    Stage ``i`` has stride ``2 ** (i + 2)`` and ``width * 64 * 2 ** (i - 1)`` channels: at width 1 the size and channels
-    of a ResNet-18 teacher's map pooled 2 x 2. Where a teacher's map has other channels, a 1 x 1 convolution (a head)
-    brings the stage's map to them.
+    Stage 0 is the stem. Stage ``i`` has stride ``2 ** (i + 2)`` and ``width * 64 * 2 ** (i - 1)`` channels, the stem as
+    many as stage 1: at width 1 the size and channels of a ResNet-18 teacher's map pooled 2 x 2. Where a teacher's map
+    has other channels, a 1 x 1 convolution (a head) brings the stage's map to them.
 
     Args:
         maps: Stage and number of channels of each map to return.
@@ -36,13 +36,13 @@ class ReducedResNet(nn.Module):
     def __init__(self, maps: Sequence[tuple[int, int]], width: float = 1.0) -> None:
         super().__init__()
         self.sources = [stage for stage, _ in maps]
+        channels = [int(width * 64 * 2 ** max(0, stage - 1)) for stage in range(max(self.sources) + 1)]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
+            nn.Conv2d(3, channels[0], kernel_size=7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(channels[0]),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
         )
-        channels = [64, *(int(width * 64 * 2**stage) for stage in range(max(self.sources)))]
         self.stages = nn.ModuleList(
             BasicBlock(entering, leaving, stride=2, downsample=_shortcut(entering, leaving))
             for entering, leaving in pairwise(channels)
@@ -74,10 +74,11 @@ def _shortcut(entering: int, leaving: int) -> nn.Module:
 
 
 class MixedTeacherModel(StandardizedMapModel):
-    """Two frozen teachers, ResNet-18 (maps pooled 2 x 2) and an EfficientNet, and what imitates them on good images.
+    """Two frozen teachers, ResNet-18 and an EfficientNet, and what imitates them on good images.
 
-    ``"paper"`` has two students, the reduced ResNet and an EfficientNet-b0. ``"fast"`` (ours) has one reduced ResNet of
-    half the width with a head per map. Arguments are those of :class:`~anomalib_mixedteacher.MixedTeacher`.
+    ``"paper"`` pools the ResNet's maps over 2 x 2 positions and has two students, the reduced ResNet and an
+    EfficientNet-b0. ``"fast"`` (ours) has one reduced ResNet of half the width with a head per map. Arguments are those
+    of :class:`~anomalib_mixedteacher.MixedTeacher`.
 
     Raises:
         ConfigurationError: If an argument is not one of its choices.
@@ -108,7 +109,7 @@ class MixedTeacherModel(StandardizedMapModel):
                 raise ConfigurationError(msg)
         blocks = [f"blocks.{block}" for block in efficientnet_blocks]
         teachers = {
-            "resnet": Teacher("resnet18", [f"layer{layer}" for layer in resnet_layers], pool=True),
+            "resnet": Teacher("resnet18", [f"layer{layer}" for layer in resnet_layers], pool=architecture == "paper"),
             "efficientnet": Teacher(efficientnet or EFFICIENTNETS[architecture], blocks),
         }
         maps = [
