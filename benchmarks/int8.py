@@ -13,9 +13,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES
+from anomalib_mixedteacher.components.training_data import spread_evenly
 from anomalib_mixedteacher.export import quality, quantize
 from anomalib_mixedteacher.export.graph import network, resize_of
 from teachers import restore
@@ -28,11 +29,13 @@ def measure(path: Path, data: Path) -> list[float]:
     module, datamodule = restore(path, data)
     resize = resize_of(module)
     exact = network(module)
-    count = len(datamodule.train_data)
-    chosen = np.linspace(0, count - 1, min(count, quantize.MAX_IMAGES)).round().astype(int).tolist()
-    images = [image for image, _ in quality.batches(datamodule.train_data.subsample(chosen), resize)]
+    train: Any = datamodule.train_data
     keep: Any = module.float_networks
-    small = quantize.quantize(quantize.restandardized(module, exact, images, keep), images, keep)
+    images, good = (
+        [image for image, _ in quality.batches(train.subsample(spread_evenly(len(train), count)), resize)]
+        for count in (quantize.MAX_IMAGES, STATISTICS_IMAGES)
+    )
+    small = quantize.quantize(quantize.restandardized(module, exact, images, good, keep), images, keep)
     before, after = (quality.predict_dataset(graph, datamodule.test_data, resize, None) for graph in (exact, small))
     (image, pixel), (image8, pixel8) = (tuple(quality.auroc(found).values()) for found in (before, after))
     defects = torch.where(before.labels == 1, before.scores, -torch.inf).topk(STRONGEST).indices

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from anomalib.data import AnomalibDataset
 from torch.nn import functional as F
@@ -28,6 +27,7 @@ from anomalib_mixedteacher.components import whitening
 from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.maps import gaussian_smoothing
+from anomalib_mixedteacher.components.training_data import spread_evenly
 from teachers import restore
 
 SIZE = (64, 64)
@@ -80,9 +80,9 @@ class Trained:
     def __init__(self, path: Path, data: Path) -> None:
         restored, datamodule = restore(path, data)
         self.module: Any = restored.eval()
-        count = len(datamodule.train_data)
-        chosen = np.linspace(0, count - 1, min(count, STATISTICS_IMAGES)).round().astype(int).tolist()
-        self.good, self.test = self.look(datamodule.train_data.subsample(chosen)), self.look(datamodule.test_data)
+        train: Any = datamodule.train_data
+        good = train.subsample(spread_evenly(len(train), STATISTICS_IMAGES))
+        self.good, self.test = self.look(good), self.look(datamodule.test_data)
 
     @torch.no_grad()
     def look(self, dataset: AnomalibDataset) -> Seen:

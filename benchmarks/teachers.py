@@ -104,9 +104,9 @@ def restore(path: Path, data: Path) -> tuple[AnomalibModule, AnomalibDataModule]
     """Restore what was trained, and its set as it was split, by the checkpoint's name."""
     name, seed = next(name for name in SETS if path.name.startswith(f"{name}-")), int(path.name.split("-")[1])
     lightning.seed_everything(seed, workers=True, verbose=False)
-    datamodule = load_data(name, data)
-    datamodule.setup()
-    return load_model(path), datamodule
+    datamodule, model = load_data(name, data), load_model(path)
+    datamodule.setup()  # behind the model, as in training: both draw from one generator
+    return model, datamodule
 
 
 def complete(source: str, folder: Path) -> str:

@@ -191,7 +191,7 @@ class TestQuantization:
         data.setup()
         images = [image for image, _ in quality.batches(data.train_data, resize_of(module))]
         before = copy.deepcopy(module.model.state_dict())
-        anew = quantize.restandardized(module, exact, images)
+        anew = quantize.restandardized(module, exact, images, images)
         graphs = {
             "float": exact,
             "rounded": quantize.quantize(exact.clone(), images),
@@ -218,7 +218,7 @@ class TestQuantization:
         images = [torch.rand(1, 3, 64, 64).numpy(), torch.rand(1, 3, 96, 128).numpy()]
         exact = network(model)
         raised = quality.compile_exactly(exact)(images[0])["pred_score"]
-        ours = quality.compile_exactly(quantize.restandardized(model, exact, images))(images[0])["pred_score"]
+        ours = quality.compile_exactly(quantize.restandardized(model, exact, images, images))(images[0])["pred_score"]
         assert np.isfinite(ours).all()
         assert ours != raised
 

@@ -80,9 +80,13 @@ def is_deterministic(transform: Any) -> bool:
 
 def sample_batches(loader: DataLoader, count: int, at_once: int = 16) -> Iterator[Any]:
     """Read ``count`` images spread evenly over a data set, the same on every process, in anomalib's batches."""
-    length = len(loader.dataset)  # type: ignore[arg-type]
-    indices = torch.linspace(0, length - 1, min(count, length)).round().int().tolist()
+    indices = spread_evenly(len(loader.dataset), count)  # type: ignore[arg-type]
     yield from DataLoader(Subset(loader.dataset, indices), batch_size=at_once, collate_fn=loader.collate_fn)
+
+
+def spread_evenly(length: int, count: int) -> list[int]:
+    """Choose at most ``count`` of as many items as ``length`` says, the first and the last among them."""
+    return [round(place.item()) for place in torch.linspace(0, length - 1, min(count, length))]
 
 
 class FeatureCache:

@@ -17,9 +17,11 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_mixedteacher import __version__
+from anomalib_mixedteacher.components.distillation_mixin import STATISTICS_IMAGES
 from anomalib_mixedteacher.components.export_mixin import MAX_DROP
+from anomalib_mixedteacher.components.standardized_mixin import STATISTICS_TILES
 from anomalib_mixedteacher.components.tiles import Tiles
-from anomalib_mixedteacher.components.training_data import check_training_images
+from anomalib_mixedteacher.components.training_data import check_training_images, spread_evenly
 from anomalib_mixedteacher.errors import ConfigurationError, QuantizationError
 from anomalib_mixedteacher.export import quality
 from anomalib_mixedteacher.export.graph import network, resize_of, with_post_processor, with_resize
@@ -159,8 +161,9 @@ def _compressed(
         return quantize.nncf.compress_weights(model.clone())
     datamodule: Any = compression.datamodule
     images = _sample(datamodule.train_data, quantize.MAX_IMAGES, resize, tiles)
+    good = _sample(datamodule.train_data, STATISTICS_IMAGES, resize, tiles, STATISTICS_TILES)  # training's
     size = tiles.tiling.size if tiles else None
-    model = quantize.restandardized(module, model, images, compression.keep, size, input_size, **onnx_kwargs)
+    model = quantize.restandardized(module, model, images, good, compression.keep, size, input_size, **onnx_kwargs)
     if compression.kind == CompressionType.INT8_PTQ:
         return quantize.quantize(model.clone(), images, compression.keep)
     labelled = quality.labelled(datamodule, ("val", "test"))
@@ -176,12 +179,13 @@ def _compressed(
     return quantize.quantize_accurately(model.clone(), images, items, measure, compression.max_drop, compression.keep)
 
 
-def _sample(dataset: Any, count: int, resize: Any, tiles: Tiles | None) -> list[quality.Images]:
-    """Give as many images, or tiles of them, spread evenly."""
-    number = min(count, len(dataset))
-    chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()
+def _sample(
+    dataset: Any, count: int, resize: Any, tiles: Tiles | None, tile_count: int | None = None
+) -> list[quality.Images]:
+    """Give as many images spread evenly, or tiles of them, by default as many."""
+    chosen = spread_evenly(len(dataset), count)
     images = [image for image, _ in quality.batches(dataset.subsample(chosen), resize)]
-    return images if tiles is None else quality.tiles_of(images, tiles.tiling, -(-count // number))
+    return images if tiles is None else quality.tiles_of(images, tiles.tiling, -(-(tile_count or count) // len(chosen)))
 
 
 def _measure(

@@ -97,6 +97,7 @@ def restandardized(
     module: AnomalibModule,
     reference: openvino.Model,
     images: Sequence[Images],
+    good: Sequence[Images],
     keep: Sequence[str] = (),
     tile_size: int | None = None,
     input_size: tuple[int, int] | None = None,
@@ -107,7 +108,8 @@ def restandardized(
     Args:
         module: A trained model.
         reference: Its network, as it is.
-        images: Good images of shape ``(1, 3, H, W)`` in ``[0, 1]``.
+        images: Good images of shape ``(1, 3, H, W)`` in ``[0, 1]``, for the ranges.
+        good: Those for the statistics; training's, lest other images' statistics add to what INT8 changes.
         keep: See :func:`float_nodes`.
         tile_size: Side in pixels of the images, if they are tiles.
         input_size: See :func:`~anomalib_mixedteacher.export.graph.network`.
@@ -128,7 +130,7 @@ def restandardized(
     taps = [node.input_value(0) for node in whitening or [logarithm]]
     tapped = openvino.Model([openvino.opset13.result(tap) for tap in taps], small.get_parameters(), "tapped")
     compiled = compile_exactly(tapped)
-    found = [[torch.tensor(maps) for maps in compiled(image).values()] for image in images]
+    found = [[torch.tensor(maps) for maps in compiled(image).values()] for image in good]
     before = copy.deepcopy(generator.state_dict())
     try:
         if whitening:
