@@ -1,6 +1,7 @@
 """Whitening: what varies least on good images counts as much as what varies most."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,28 @@ from anomalib_mixedteacher.components.maps import full_precision
 
 _RIDGE = 0.1  # of the mean variance: what hardly varies on good images is heard, noise and rounding are not
 _LEAST_VARIANCE = 1e-8  # of images that show nothing
+
+
+class Moments(NamedTuple):
+    """Of maps with ``C`` channels: number of positions, sum ``(C,)``, sum of outer products ``(C, C)``; in float64."""
+
+    positions: torch.Tensor
+    total: torch.Tensor
+    products: torch.Tensor
+
+
+@torch.no_grad()
+def gather_moments(maps: Sequence[torch.Tensor]) -> Moments:
+    """Sum up maps, each of shape ``(B, C, H, W)``, of any sizes."""
+    channels = maps[0].shape[1]
+    positions, total = torch.zeros((), dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    products = torch.zeros(channels, channels, dtype=torch.float64)
+    for part in maps:
+        vectors = part.to("cpu", torch.float64).transpose(0, 1).flatten(1)  # not every device has float64
+        positions += vectors.shape[1]
+        total += vectors.sum(dim=1)
+        products += vectors @ vectors.T
+    return Moments(positions, total, products)
 
 
 class Whitening(nn.Module):
@@ -32,20 +55,14 @@ class Whitening(nn.Module):
         self.register_buffer("weight", torch.eye(channels)[..., None, None])
         self.register_buffer("bias", torch.zeros(channels))
 
-    @torch.no_grad()
-    def fit(self, maps: Sequence[torch.Tensor]) -> None:
-        """Set mean and covariance from maps of good images, each of shape ``(B, C, H, W)``, of any sizes.
+    def fit(self, *moments: Moments) -> None:
+        """Set mean and covariance from the moments of good images.
 
         From few images they fit these images best: their own whitened maps are smaller than those of others.
         """
-        count = sum(part[:, 0].numel() for part in maps)
-        mean = torch.zeros(len(self.bias), dtype=torch.float64)
-        moments = torch.zeros(len(self.bias), len(self.bias), dtype=torch.float64)
-        for part in maps:
-            vectors = part.to("cpu", torch.float64).transpose(0, 1).flatten(1)  # not every device has float64
-            mean += vectors.sum(dim=1) / count
-            moments += vectors @ vectors.T / count
-        variances, axes = torch.linalg.eigh(moments - torch.outer(mean, mean))
+        positions, total, products = (torch.stack(parts).sum(dim=0) for parts in zip(*moments, strict=True))
+        mean = total / positions
+        variances, axes = torch.linalg.eigh(products / positions - torch.outer(mean, mean))
         ridge = _RIDGE * variances.mean().clamp(min=_LEAST_VARIANCE)
         matrix = axes * (variances.clamp(min=0) + ridge).rsqrt() @ axes.T
         self.weight.copy_(matrix[..., None, None])

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from anomalib_mixedteacher.components.whitening import Whitening
+from anomalib_mixedteacher.components.whitening import Whitening, gather_moments
 
 
 def correlated_maps(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -16,7 +16,7 @@ def correlated_maps(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 def test_squared_norm_is_the_mahalanobis_distance_with_a_ridge():
     maps = correlated_maps((6, 4), (3, 7))
     whitening = Whitening(5).double()
-    whitening.fit(maps)
+    whitening.fit(*(gather_moments([map_]) for map_ in maps))
     vectors = np.concatenate([map_.numpy().transpose(0, 2, 3, 1).reshape(-1, 5) for map_ in maps])
     covariance = np.cov(vectors.T, bias=True)
     inverse = np.linalg.inv(covariance + 0.1 * np.trace(covariance) / 5 * np.eye(5))
@@ -29,17 +29,17 @@ def test_channels_that_do_not_vary_stay_finite():
     whitening = Whitening(5).double()
     maps = correlated_maps((8, 8))
     maps[0][:, 2:] = 0  # channels that a teacher never uses here
-    whitening.fit(maps)
+    whitening.fit(gather_moments(maps))
     assert whitening(maps[0]).isfinite().all()
     none = Whitening(5)
-    none.fit([torch.zeros(2, 5, 4, 4)])
+    none.fit(gather_moments([torch.zeros(2, 5, 4, 4)]))
     assert none(torch.ones(2, 5, 4, 4)).isfinite().all()
 
 
 def test_mixed_precision_does_not_round_whitened_maps():
     maps = correlated_maps((6, 4))[0].float()
     whitening = Whitening(5)
-    whitening.fit([maps])
+    whitening.fit(gather_moments([maps]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = whitening(maps)
     assert torch.equal(rounded, whitening(maps))

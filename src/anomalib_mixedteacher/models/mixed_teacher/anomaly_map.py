@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anomalib_mixedteacher.components.distillation_model import Features
 from anomalib_mixedteacher.components.maps import direction, normalized_distance
 from anomalib_mixedteacher.components.standardized_map import Fusion, StandardizedMap, coarse_size, resized
-from anomalib_mixedteacher.components.whitening import Whitening
+from anomalib_mixedteacher.components.whitening import Moments, Whitening, gather_moments
 
 
 class AnomalyMapGenerator(StandardizedMap):
@@ -68,17 +68,18 @@ class AnomalyMapGenerator(StandardizedMap):
         """
         size = max((maps.shape[-2], maps.shape[-1]) for maps in compared[0])
         images = [[maps[i : i + 1] for maps in batch] for batch in compared for i in range(len(batch[0]))]
-        even, odd = images[0::2], images[1::2] or images
+        halves = images[0::2], images[1::2] or images
+        moments = [[gather_moments(maps) for maps in zip(*half, strict=True)] for half in halves]
         distances = []
-        for fitted, judged in ((even, odd), (odd, even)):
+        for fitted, judged in zip(moments, reversed(halves), strict=True):
             self._fit_whitening(fitted)
             distances += [self._whitened_maps(maps, size) for maps in judged]
-        self._fit_whitening(images)
+        self._fit_whitening(*moments)
         self.set_good_distances(torch.cat(distances), tile_size)
 
-    def _fit_whitening(self, compared: Sequence[Features]) -> None:
-        for whitening, *maps in zip(self.whitening, *compared, strict=True):
-            whitening.fit(maps)
+    def _fit_whitening(self, *moments: Sequence[Moments]) -> None:
+        for whitening, *of_layer in zip(self.whitening, *moments, strict=True):
+            whitening.fit(*of_layer)
 
     def _whitened_maps(self, compared: Features, size: tuple[int, int]) -> torch.Tensor:
         pairs = zip(self.whitening, compared, strict=True)
