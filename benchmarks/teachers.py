@@ -32,6 +32,7 @@ from anomalib_mixedteacher import MagneticTile, MixedTeacher
 from anomalib_mixedteacher.benchmark.scores import predict, region_overlap, summarize
 from anomalib_mixedteacher.checkpoint import load_model
 from anomalib_mixedteacher.components.teacher import FeatureExtractor
+from anomalib_mixedteacher.components.training_data import check_training_images
 from anomalib_mixedteacher.components.weights import load_weights
 from anomalib_mixedteacher.errors import MixedTeacherError
 
@@ -106,6 +107,8 @@ def restore(path: Path, data: Path) -> tuple[AnomalibModule, AnomalibDataModule]
     lightning.seed_everything(seed, workers=True, verbose=False)
     datamodule, model = load_data(name, data), load_model(path)
     datamodule.setup()  # behind the model, as in training: both draw from one generator
+    if check_training_images(datamodule.train_data) != model.training_data:
+        sys.exit(f"{path} was trained on other images of {name}: train it anew.")
     return model, datamodule
 
 
