@@ -129,7 +129,7 @@ def test_a_training_that_is_stopped_has_its_statistics(build_model, make_data, m
     model = build_model(**TILED)
     make_engine(max_epochs=5, limit_val_batches=0, callbacks=[Stop()]).fit(model=model, datamodule=make_data())
     assert model.trainer.current_epoch < 5
-    assert model.model.anomaly_map_generator.good_mean.shape == (3, 8, 8)
+    assert model.model.anomaly_map_generator.good_mean.shape == (6, 16, 16)
 
 
 def test_teachers_see_a_tile_once(build_model, make_data, make_engine):
