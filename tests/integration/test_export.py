@@ -211,6 +211,21 @@ class TestQuantization:
         assert sum(name.endswith("weight") for name in whitening) == 6
         assert not any(np.allclose(whitening[name], of_float[name], rtol=1e-3) for name in of_float)  # found anew
 
+    def test_each_layer_gets_its_own_statistics_however_many_there_are(self, build_model, monkeypatch):
+        """Of twelve whitenings the tenth comes behind the second by name."""
+        monkeypatch.setattr(quantize, "quantize", lambda model, images, keep: model)
+        model = build_model(efficientnet_blocks=[2, 3, 4, 5], pre_processor=PreProcessor(Resize((64, 64)))).eval()
+        model.model.load_teachers("packaged", [])
+        untouched = network(model)
+        images = torch.rand(4, 3, 64, 64)
+        found = quantize.restandardized(model, untouched, list(images[:, None].numpy()), list(images[:, None].numpy()))
+        with torch.no_grad():
+            model.model.anomaly_map_generator.set_good_statistics(
+                [(model.model.teacher_features(images), model.model.student_features(images))]
+            )
+            expected = model.model(images).pred_score.numpy()
+        np.testing.assert_allclose(quality.compile_exactly(found)(images.numpy())["pred_score"], expected, rtol=1e-4)
+
     def test_statistics_in_int8_take_images_of_several_sizes(self, build_model):
         """As where the transform does not resize."""
         model = build_model("Msfd", pre_processor=PreProcessor(Compose([Normalize([0.5] * 3, [0.25] * 3)]))).eval()
