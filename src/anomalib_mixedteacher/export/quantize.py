@@ -1,13 +1,13 @@
 """INT8 that keeps the defects.
 
 A defect is a small difference of two features that are nearly equal. What compares them stays in floating point:
-normalisation, whitening, distance, standardisation, smoothing. So do depthwise convolutions, a small part of the time
-and most of the error: a sum of nine or 25 products leaves roundings little to cancel with. All else before the norms is
-quantised where activations are bounded, as EfficientNet-Lite0's. A network with unbounded ones (``keep``) stays in
-floating point, and with it the residual sums, the gates, and the first convolutions, behind which a weak texture is a
-small part of the range. Ranges are the extremes over all good images, not their averages: what is cut off at the end of
-a range is a defect. Rounding changes what teacher and student differ by. So a map that compares with good images
-compares with good images in INT8, whitening included.
+normalisation, whitening, distance, standardisation, smoothing. So do convolutions whose sums have few products, a small
+part of the time and most of the error, since roundings have little to cancel with: depthwise ones, and the first of an
+EfficientNet. All else before the norms is quantised where activations are bounded, as EfficientNet-Lite0's. A network
+with unbounded ones (``keep``) stays in floating point, and with it the residual sums, the gates, and the first
+convolutions, behind which a weak texture is a small part of the range. Ranges are the extremes over all good images,
+not their averages: what is cut off at the end of a range is a defect. Rounding changes what teacher and student differ
+by. So a map that compares with good images compares with good images in INT8, whitening included.
 """
 
 import copy
@@ -29,6 +29,7 @@ from anomalib_mixedteacher.export.quality import Images, compile_exactly
 
 MAX_IMAGES = 300  # what NNCF recommends; statistics hardly change with more
 BLAMED = 5
+MOST_PRODUCTS = 32  # in the sums of a convolution that stays in floating point
 _INERT = {"Constant", "Parameter", "Result"}
 _FLOAT_TYPES = {"Add", "AvgPool", "Multiply", "ReduceMean"}
 _WHITENING = "model.anomaly_map_generator.whitening."
@@ -43,21 +44,28 @@ def float_nodes(model: openvino.Model, keep: Sequence[str] = ()) -> list[str]:
         keep: Parts of the names of convolutions that stay in floating point as well.
 
     Returns:
-        Names of the norms and all that follows from them, and of depthwise convolutions; with ``keep`` also of those
-        convolutions, of sums, products and averages, and of the first convolutions.
+        Names of the norms and all that follows from them, and of convolutions whose sums have at most 32 products; with
+        ``keep`` also of those convolutions, of sums, products and averages, and of the first convolutions.
     """
     nodes = model.get_ops()
     norms = [node for node in nodes if node.get_type_name() == "ReduceL2"]
-    depthwise = {node.get_friendly_name() for node in nodes if node.get_type_name() == "GroupConvolution"}
-    always = _reachable(norms) | depthwise
+    convolutions = [node for node in nodes if node.get_type_name() in CONVOLUTIONS]
+    narrow = {node.get_friendly_name() for node in convolutions if _products(node) <= MOST_PRODUCTS}
+    always = _reachable(norms) | narrow
     quantisable = {node.get_friendly_name() for node in nodes if node.get_type_name() not in _INERT}
     if not keep:
         return sorted(always & quantisable)
     entry = _reachable(model.get_parameters(), up_to=CONVOLUTIONS)
     sums = {node.get_friendly_name() for node in nodes if node.get_type_name() in _FLOAT_TYPES}
-    first = {node.get_friendly_name() for node in nodes if node.get_type_name() in CONVOLUTIONS} & entry
+    first = {node.get_friendly_name() for node in convolutions} & entry
     kept = {name for name, label in _convolutions(model).items() if any(part in label for part in keep)}
     return sorted((always | sums | first | kept) & quantisable)
+
+
+def _products(convolution: openvino.Node) -> int:
+    """Count the products in each sum of a convolution."""
+    rows = 1 if convolution.get_type_name() == "Convolution" else 2  # outputs; groups and outputs of each
+    return int(np.prod(convolution.input_value(1).get_shape()[rows:]))
 
 
 def _reachable(nodes: Iterable[openvino.Node], up_to: Sequence[str] = ()) -> set[str]:
