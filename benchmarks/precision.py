@@ -10,6 +10,7 @@ import argparse
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning
 import torch
@@ -24,19 +25,16 @@ def train(name: str, data: Path, epochs: int) -> tuple[int, float, float]:
     """Train in bfloat16; count what is not finite, and give the image AUROC in bfloat16 and in float32."""
     lightning.seed_everything(0, workers=True, verbose=False)
     datamodule, model = load_data(name, data), MixedTeacher()
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     with TemporaryDirectory() as folder:
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         engine = Engine(max_epochs=epochs, precision="bf16-mixed", default_root_dir=folder, **options)
         engine.fit(model=model, datamodule=datamodule)
     values = [*engine.trainer.callback_metrics.values(), *model.state_dict().values()]
     with torch.autocast("cpu", torch.bfloat16):
         low = predict(model, datamodule)
+    full = summarize(predict(model, datamodule))["image_AUROC"]
     lost = sum(int((~torch.isfinite(value)).sum()) for value in [*values, low.scores, low.maps])
-    return (
-        lost,
-        summarize(low)["image_AUROC"] if not lost else math.nan,
-        summarize(predict(model, datamodule))["image_AUROC"],
-    )
+    return lost, math.nan if lost else summarize(low)["image_AUROC"], full
 
 
 def main() -> None:
