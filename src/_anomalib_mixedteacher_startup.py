@@ -3,7 +3,7 @@
 A module of its own rather than one of the package's, whose ``__init__`` would have to be loaded as well. It imports
 nothing that the interpreter has not loaded already, and waits for modules of anomalib's. Behind ``anomalib.models`` the
 plugin registers the package's models; behind ``anomalib.data``, which is all that a data loader's own process imports,
-its data sets read 16-bit images; behind ``anomalib.cli`` the command line knows the datamodules.
+its data sets read files as this package does; behind ``anomalib.cli`` the command line knows the datamodules.
 ``ANOMALIB_MIXEDTEACHER_PLUGIN=0`` in the environment switches it off.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PACKAGE = "anomalib_mixedteacher"
 TRIGGERS = {
     "anomalib.models": "register",
-    "anomalib.data": "read_sixteen_bits",
+    "anomalib.data": "replace_readers",
     "anomalib.cli": "register_datamodules",
 }  # module -> function of the plugin
 

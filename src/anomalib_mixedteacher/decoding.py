@@ -1,4 +1,4 @@
-"""Reading images for anomalib by the rules of the edge: 16 bits over their whole range, upright, bad ones named."""
+"""Reading files for anomalib by the rules of the edge: 16 bits over their whole range, upright, bad ones named."""
 
 import logging
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_dtype, to_image
+from torchvision.tv_tensors import Mask
 
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
 from mixedteacher_edge.decoding import BITS, DECODE_ERRORS, ORIENTATION, any_size, setting, to_rgb
@@ -36,6 +37,28 @@ def read_image(path: str | Path, as_tensor: bool = False) -> Any:
     if as_tensor:
         return to_dtype(to_image(rgb), torch.float32, scale=True)
     return rgb / (255.0 if rgb.dtype == np.uint8 else np.float64(1))
+
+
+def read_mask(path: str | Path, as_tensor: bool = False) -> Any:
+    """Read a mask in place of anomalib's ``read_mask``: upright, and with as many pixels as an image may have.
+
+    Args:
+        path: Mask file.
+        as_tensor: Return a mask of 0 and 1 rather than an array of grey values.
+
+    Returns:
+        uint8 mask or array, of shape ``(H, W)``.
+
+    Raises:
+        DataError: If it cannot be decoded.
+    """
+    try:
+        with any_size(), Image.open(path) as file:
+            grey = np.array(ImageOps.exif_transpose(file).convert("L"))
+    except DECODE_ERRORS as error:
+        msg = f"Cannot read the mask {path} ({error}): replace the file, or remove it together with its image."
+        raise DataError(msg) from error
+    return Mask(torch.from_numpy(grey > 0), dtype=torch.uint8) if as_tensor else grey
 
 
 def check_image(path: str | Path) -> None:

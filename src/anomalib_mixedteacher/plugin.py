@@ -6,6 +6,7 @@ modules, and the command line at the classes that were imported.
 """
 
 import sys
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from typing import Any
@@ -38,7 +39,7 @@ def register() -> None:
         if name not in anomalib_models.__all__:
             anomalib_models.__all__.append(name)
     anomalib_data.__dict__["__getattr__"] = _datamodule  # get_datamodule looks there
-    read_sixteen_bits()
+    replace_readers()
 
 
 def register_datamodules() -> None:
@@ -59,20 +60,25 @@ def public(name: str) -> object:
     return getattr(import_module(f"{__package__}.{(MODELS | COMPONENTS | DATAMODULES)[name]}"), name)
 
 
-def read_sixteen_bits() -> None:
+def replace_readers() -> None:
     """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white, and upright ones.
 
-    It ends when anomalib's ``read_image`` keeps 16 bits and heeds EXIF. The reader is imported when it reads: whatever
-    imports ``anomalib.data`` gets no slower. Calling it again reaches modules that were imported since.
+    It ends when anomalib's ``read_image`` keeps 16 bits, and it and ``read_mask`` heed EXIF and take line scans. Ours
+    are imported when they read: whatever imports ``anomalib.data`` gets no slower. Calling it again reaches modules
+    that were imported since.
     """
-    current = import_module("anomalib.data.utils.image").read_image
-    theirs = getattr(current, "__wrapped__", current)
+    for name in ("read_image", "read_mask"):
+        current = getattr(import_module("anomalib.data.utils.image"), name)
+        theirs = getattr(current, "__wrapped__", current)
+        ours = _reader(name, theirs) if current is theirs else current
+        for module_name, module in list(sys.modules.items()):
+            if module_name.partition(".")[0] == "anomalib" and getattr(module, name, None) is theirs:
+                module.__dict__[name] = ours
 
+
+def _reader(name: str, theirs: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(theirs)
-    def read_image(*args: Any, **kwargs: Any) -> Any:
-        return import_module(f"{__package__}.decoding").read_image(*args, **kwargs)
+    def read(*args: Any, **kwargs: Any) -> Any:
+        return getattr(import_module(f"{__package__}.decoding"), name)(*args, **kwargs)
 
-    ours = read_image if current is theirs else current
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "anomalib" and getattr(module, "read_image", None) is theirs:
-            module.__dict__["read_image"] = ours
+    return read

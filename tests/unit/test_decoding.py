@@ -57,6 +57,24 @@ def test_masks_are_drawn_on_the_upright_image(tmp_path, kind, size):
         check_mask(tmp_path / f"i.{kind}", tmp_path / "lying.png")
 
 
+def test_anomalib_reads_masks_of_any_size_and_upright(tmp_path, monkeypatch):
+    """What ``Folder`` calls; a line scan's mask has as many pixels as its image."""
+    from anomalib.data.datasets.base import image as dataset
+
+    drawn = (RGB[..., 0] > 100) * np.uint8(90)
+    picture = Image.fromarray(drawn)
+    picture.getexif()[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    picture.save(tmp_path / "mask.png", exif=picture.getexif())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses twice as many
+    mask = dataset.read_mask(str(tmp_path / "mask.png"), as_tensor=True)
+    assert mask.dtype == torch.uint8
+    assert torch.equal(mask.as_subclass(torch.Tensor), torch.from_numpy(np.rot90(drawn, -1) // 90))
+    assert (dataset.read_mask(tmp_path / "mask.png") == np.rot90(drawn, -1)).all()
+    (tmp_path / "mask.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"Cannot read the mask .*mask.png .*: replace the file"):
+        dataset.read_mask(tmp_path / "mask.png")
+
+
 def test_a_damaged_mask_is_named(tmp_path):
     Image.new("L", (40, 50)).save(tmp_path / "image.png")
     (tmp_path / "mask.png").write_bytes(b"no image")

@@ -12,14 +12,12 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataset, ImageItem
 from anomalib.data.datamodules.base.image import AnomalibDataModule
 from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
-from PIL import Image, ImageOps
 from torchvision.transforms.v2 import Transform
-from torchvision.transforms.v2.functional import to_image
 from torchvision.tv_tensors import Mask
 
-from anomalib_mixedteacher.decoding import read_image
+from anomalib_mixedteacher.decoding import read_image, read_mask
 from anomalib_mixedteacher.errors import ConfigurationError, DataError
-from mixedteacher_edge.decoding import DECODE_ERRORS, any_size, check_size
+from mixedteacher_edge.decoding import check_size
 
 GOOD = "good"
 """Label of the images without a defect."""
@@ -75,12 +73,7 @@ def load_mask(path: str | Path, size: tuple[int, int]) -> Mask:
     Raises:
         DataError: If the file cannot be decoded or differs from ``size``, the image's height and width.
     """
-    try:
-        with any_size(), Image.open(path) as file:
-            mask = to_image(ImageOps.exif_transpose(file).convert("L")).squeeze(0) >= 128
-    except DECODE_ERRORS as error:
-        msg = f"Cannot read the mask {path} ({error}): replace the file, or remove it together with its image."
-        raise DataError(msg) from error
+    mask = torch.from_numpy(read_mask(path) >= 128)
     if tuple(mask.shape) != size:
         msg = (
             f"The mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels but its image is {size[1]} x {size[0]}: "
