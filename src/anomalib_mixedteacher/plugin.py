@@ -61,7 +61,7 @@ def public(name: str) -> object:
 
 
 def replace_readers() -> None:
-    """Let anomalib's data sets and inferencers read 16-bit images, which they would turn white, and upright ones.
+    """Let anomalib read 16-bit images, which it would turn white, and images and masks upright and of any size.
 
     It ends when anomalib's ``read_image`` keeps 16 bits, and it and ``read_mask`` heed EXIF and take line scans. Ours
     are imported when they read: whatever imports ``anomalib.data`` gets no slower. Calling it again reaches modules
